@@ -1,0 +1,1 @@
+//! Starts real Keystead clusters as processes and attacks them

@@ -1,0 +1,1 @@
+//! Replication between Keystead nodes: openraft, the cluster port, membership, leadership

@@ -1,0 +1,1 @@
+//! Certificates and rustls configurations of Keystead's two ports
