@@ -1,0 +1,218 @@
+//! What the request path needs of the node below it: its seal state, its lifecycle, its replica.
+//!
+//! The node itself (init, unseal, join, the supervisor of replication) lives in `crate::node` and implements
+//! [`NodeOps`]; the request path sees nothing else of it.
+
+use std::sync::Arc;
+
+use keystead_raft::{BoxFuture, Replicated};
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use crate::{
+    barrier::Barrier,
+    secret::{DerivedKey, SecretString},
+};
+
+/// What exists only while this node is unsealed.
+///
+/// Requests hold it by `Arc`: sealing the node drops the node's own reference, and the keys go with the last
+/// request that still runs.
+pub struct Unsealed {
+    /// Opens and seals values and paths.
+    pub barrier: Arc<Barrier>,
+    /// The id of the data, drawn at init.
+    pub vault_id: [u8; 16],
+    /// The id of this set of nodes, as a UUID in text.
+    pub cluster_id: String,
+    /// The operator's name of the cluster.
+    pub cluster_name: String,
+    /// The key under which tokens are hashed before they become a path.
+    pub token_key: DerivedKey,
+}
+
+/// The answer of `sys/seal-status` and `sys/unseal`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealStatus {
+    /// Kind of the seal: `shamir`.
+    pub seal_type: String,
+    /// The vault has been initialised (or this node has joined one that is).
+    pub initialized: bool,
+    /// This node is sealed.
+    pub sealed: bool,
+    /// Shares needed.
+    pub threshold: u32,
+    /// Shares made.
+    pub shares: u32,
+    /// Distinct shares given so far.
+    pub progress: u32,
+    /// Names this series of shares; empty before the first.
+    pub nonce: String,
+    /// Kind of the storage: `raft`.
+    pub storage_type: String,
+    /// Name of the cluster, while unsealed.
+    pub cluster_name: Option<String>,
+    /// Id of the cluster, while unsealed.
+    pub cluster_id: Option<String>,
+}
+
+/// What `sys/health` is answered from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthFacts {
+    /// The vault has been initialised.
+    pub initialized: bool,
+    /// This node is sealed.
+    pub sealed: bool,
+    /// This node is unsealed and does not lead.
+    pub standby: bool,
+    /// A leader is known (this node or another).
+    pub leader_known: bool,
+    /// Wall clock, in seconds since the Unix epoch.
+    pub server_time_s: u64,
+    /// Name of the cluster, while unsealed.
+    pub cluster_name: Option<String>,
+    /// Id of the cluster, while unsealed.
+    pub cluster_id: Option<String>,
+}
+
+/// What `sys/leader` is answered from, on an unsealed node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeaderStatus {
+    /// Several nodes can share the storage.
+    pub ha_enabled: bool,
+    /// This node leads and may answer.
+    pub is_self: bool,
+    /// When it became the leader, in milliseconds since the Unix epoch; 0 when it is not.
+    pub active_since_ms: u64,
+    /// Base URL of the leader's API; empty when no leader is known.
+    pub leader_address: String,
+    /// URL of the leader's cluster port; empty when no leader is known.
+    pub leader_cluster_address: String,
+    /// Highest committed index known here.
+    pub committed_index: u64,
+    /// Applied index of this node.
+    pub applied_index: u64,
+}
+
+/// `PUT sys/init`. What must not be negative or missing was checked where it was parsed; which combinations
+/// make sense is for the node to say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InitRequest {
+    /// How many shares to make.
+    pub secret_shares: u64,
+    /// How many of them open the vault.
+    pub secret_threshold: u64,
+    /// Public keys to encrypt the shares for; not built yet, so the node refuses any.
+    pub pgp_keys: Vec<String>,
+    /// Public key to encrypt the root token for; not built yet.
+    pub root_token_pgp_key: String,
+    /// Recovery shares, for seals that open by themselves.
+    pub recovery_shares: u64,
+    /// Recovery threshold.
+    pub recovery_threshold: u64,
+}
+
+/// What init hands out, once.
+pub struct InitResponse {
+    /// The shares in hexadecimal.
+    pub keys_hex: Vec<SecretString>,
+    /// The same shares in base64.
+    pub keys_base64: Vec<SecretString>,
+    /// The first token.
+    pub root_token: SecretString,
+}
+
+/// `PUT sys/unseal`.
+pub struct UnsealRequest {
+    /// A share, in hexadecimal or base64.
+    pub key: Option<SecretString>,
+    /// Forget the shares given so far. Wins over `key`.
+    pub reset: bool,
+    /// Asks for a seal migration.
+    pub migrate: bool,
+}
+
+/// `POST sys/storage/raft/join`.
+pub struct JoinRequest {
+    /// Base URL of a member's API.
+    pub leader_api_addr: String,
+    /// PEM of the authorities that vouch for it.
+    pub leader_ca_cert: String,
+    /// PEM of a client certificate.
+    pub leader_client_cert: String,
+    /// PEM of its key.
+    pub leader_client_key: SecretString,
+    /// Name to expect in the member's certificate.
+    pub leader_tls_servername: String,
+    /// Go on trying in the background and answer at once.
+    pub retry: bool,
+    /// Join without a vote.
+    pub non_voter: bool,
+}
+
+/// One member, as `sys/storage/raft/configuration` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RaftServer {
+    /// The operator's name of the place.
+    pub node_id: String,
+    /// Host and port of its cluster port.
+    pub address: String,
+    /// It leads, as this node sees it.
+    pub leader: bool,
+    /// It has a vote.
+    pub voter: bool,
+}
+
+/// `sys/key-status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyStatus {
+    /// The newest barrier term.
+    pub term: u32,
+    /// When it was installed, in milliseconds since the Unix epoch.
+    pub installed_ms: u64,
+    /// How much has been encrypted under it.
+    pub encryptions: u64,
+}
+
+/// The node, as the request path sees it.
+///
+/// The synchronous methods answer from memory and never wait: health must be answered while everything else
+/// hangs.
+pub trait NodeOps: Send + Sync + 'static {
+    /// The open vault, or `None` while sealed.
+    fn unsealed(&self) -> Option<Arc<Unsealed>>;
+    /// Replication, or `None` while the node is neither initialised nor joined.
+    fn replica(&self) -> Option<Arc<dyn Replicated>>;
+    /// What `sys/seal-status` says.
+    fn seal_status(&self) -> SealStatus;
+    /// What `sys/health` is answered from.
+    fn health(&self) -> HealthFacts;
+    /// What `sys/leader` is answered from.
+    fn leader_status(&self) -> LeaderStatus;
+    /// The newest barrier key, or `None` while sealed.
+    fn key_status(&self) -> Option<KeyStatus>;
+    /// The members, as this node's applied configuration has them.
+    fn raft_configuration(&self) -> Result<Vec<RaftServer>, ApiError>;
+    /// Every metric of this process in Prometheus' text format.
+    fn metrics_text(&self) -> String;
+
+    /// Initialises the vault on this node.
+    fn init(&self, request: InitRequest) -> BoxFuture<'_, Result<InitResponse, ApiError>>;
+    /// Takes one share, or forgets those given.
+    fn unseal(&self, request: UnsealRequest) -> BoxFuture<'_, Result<SealStatus, ApiError>>;
+    /// Seals this node, after handing leadership over if it leads. The caller has been authorised, or the node
+    /// is sealed already.
+    fn seal(&self) -> BoxFuture<'_, Result<(), ApiError>>;
+    /// `sys/storage/raft/bootstrap/challenge`, on the leader; the answer is the envelope's `data`.
+    fn raft_challenge(
+        &self,
+        body: Map<String, Value>,
+    ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>>;
+    /// `sys/storage/raft/bootstrap/answer`, on the leader; the answer is the envelope's `data`.
+    fn raft_answer(&self, body: Map<String, Value>) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>>;
+    /// Joins this node to a cluster. True when it has joined (or was a member already), false when it goes on
+    /// trying.
+    fn raft_join(&self, request: JoinRequest) -> BoxFuture<'_, Result<bool, ApiError>>;
+    /// Removes a member, on the leader. Removing one that is not there succeeds.
+    fn remove_peer(&self, node_id: String) -> BoxFuture<'_, Result<(), ApiError>>;
+}
