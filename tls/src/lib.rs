@@ -1,1 +1,39 @@
-//! Certificates and rustls configurations of Keystead's two ports
+//! Certificates and rustls configurations of Keystead's two ports.
+//!
+//! The *cluster port* connects nodes with each other: mutual TLS 1.3 under the cluster's own CA
+//! ([`ClusterCa`]), identities in the certificates ([`PeerName`]), and no clock in any decision
+//! ([`ClusterTls`]). The *API port* serves clients ([`ApiTls`]) and is what nodes, the command line and
+//! tests speak to as clients ([`ClientTls`]). [`make`] makes certificates for the API port for those who
+//! have no PKI of their own.
+//!
+//! Every configuration names its cryptography provider; nothing here depends on, or sets, the
+//! process-wide default of rustls.
+
+pub mod api_client;
+pub mod api_listener;
+pub mod cluster_ca;
+pub mod cluster_port;
+pub mod error;
+pub mod keys;
+pub mod make;
+pub mod node_key;
+pub mod peer;
+mod public_key;
+
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+
+pub use api_client::ClientTls;
+//pub use api_listener::{ApiTls, ApiTlsFiles, MinVersion};
+pub use cluster_ca::ClusterCa;
+pub use cluster_port::{ClusterTls, PeerPolicy, exporter};
+pub use error::{Error, Result};
+pub use node_key::NodeKey;
+pub use peer::{ClusterId, PeerIdentity, PeerName, peer_identity, peer_of};
+
+/// The provider behind every configuration of this crate: aws-lc-rs with the hybrid post-quantum key
+/// exchange X25519MLKEM768 offered first.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}

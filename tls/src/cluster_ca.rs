@@ -1,0 +1,153 @@
+//! The cluster's certificate authority: made by `operator init`, its key is sealed state.
+
+use aws_lc_rs::rand;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    date_time_ymd,
+};
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer;
+use zeroize::Zeroizing;
+
+use crate::node_key::EcdsaKeyPair;
+use crate::peer::{ca_cluster_id, ca_uri, parse_certificate};
+use crate::{ClusterId, Error, PeerName, Result};
+
+/// The largest certificate request that is looked at, in bytes; a node's own has about 300.
+const CSR_MAX_BYTES: usize = 8 * 1024;
+
+/// The DER of a SubjectPublicKeyInfo for an uncompressed P-256 point, up to and with the point's 0x04.
+const P256_SPKI_PREFIX: [u8; 27] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
+    0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04,
+];
+const P256_SPKI_BYTES: usize = P256_SPKI_PREFIX.len() + 64;
+
+/// The authority that says which keys belong to a cluster: ECDSA on P-256, path length 0.
+///
+/// Its certificates do not run out by date (2000-01-01 to 9999-12-31), because a clock must never lock a
+/// cluster out; the directory decides who is in.
+pub struct ClusterCa {
+    cluster_id: ClusterId,
+    certificate: CertificateDer<'static>,
+    key: EcdsaKeyPair,
+}
+
+impl ClusterCa {
+    /// Makes the CA of a new cluster.
+    pub fn generate(cluster_id: ClusterId) -> Result<ClusterCa> {
+        let key = EcdsaKeyPair::generate()?;
+        let mut params = undated_params(format!("Keystead cluster {cluster_id}"))?;
+        params.subject_alt_names.push(SanType::URI(ca_uri(cluster_id).try_into()?));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params.self_signed(&key.0)?.into();
+        Ok(ClusterCa { cluster_id, certificate, key })
+    }
+
+    /// Puts a CA together again from its certificate and its key in PKCS#8 DER.
+    ///
+    /// # Errors
+    /// [`Error::PeerIdentity`] if the certificate is not a cluster CA's, [`Error::KeyMismatch`] if the key
+    /// is another's.
+    pub fn from_parts(cert_der: &[u8], key_pkcs8_der: &[u8]) -> Result<ClusterCa> {
+        let key = EcdsaKeyPair::from_pkcs8_der(key_pkcs8_der)?;
+        let parsed = parse_certificate(cert_der)?;
+        let cluster_id = ca_cluster_id(&parsed)?;
+        if parsed.public_key().raw != key.0.subject_public_key_info() {
+            return Err(Error::KeyMismatch {
+                certificate: "the cluster CA's certificate".into(),
+                key: "the cluster CA's key".into(),
+            });
+        }
+        Ok(ClusterCa { cluster_id, certificate: CertificateDer::from(cert_der.to_vec()), key })
+    }
+
+    /// The cluster this CA signs for.
+    pub fn cluster_id(&self) -> ClusterId {
+        self.cluster_id
+    }
+
+    /// The CA's certificate in DER.
+    pub fn cert_der(&self) -> &[u8] {
+        &self.certificate
+    }
+
+    /// The CA's private key in PKCS#8 DER, to be sealed.
+    pub fn key_pkcs8_der(&self) -> Zeroizing<Vec<u8>> {
+        self.key.to_pkcs8_der()
+    }
+
+    /// Signs a node's certificate for the key in a certificate request.
+    ///
+    /// The request proves by its own signature that the asker holds the key; that is all that is taken
+    /// from it. Who the certificate names comes from `name`, what it may do is fixed.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the request is malformed, too large, not for a P-256 key, or its signature is
+    /// wrong; [`Error::PeerIdentity`] if the name is another cluster's or does not fit.
+    pub fn sign_csr(&self, csr_der: &[u8], name: &PeerName) -> Result<Vec<u8>> {
+        name.check()?;
+        if name.cluster_id != self.cluster_id {
+            return Err(Error::PeerIdentity(format!(
+                "the CA of cluster {} does not sign for cluster {}",
+                self.cluster_id, name.cluster_id
+            )));
+        }
+        let requested_spki = p256_spki(csr_der)?;
+        let request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr_der))
+            .map_err(|reason| Error::Request(reason.to_string()))?;
+
+        let mut params = undated_params("Keystead node".into())?;
+        params.subject_alt_names.push(SanType::URI(name.to_uri().try_into()?));
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        let issuer = Issuer::from_ca_cert_der(&self.certificate, &self.key.0)?;
+        let certificate = params.signed_by(&request.public_key, &issuer)?;
+        let signed = parse_certificate(certificate.der())?;
+        assert_eq!(signed.public_key().raw, requested_spki, "the certificate is for the requested key");
+        Ok(certificate.der().to_vec())
+    }
+}
+
+/// The public key of a request, if it is on P-256.
+fn p256_spki(csr_der: &[u8]) -> Result<Vec<u8>> {
+    if csr_der.len() > CSR_MAX_BYTES {
+        return Err(Error::Request(format!("larger than {CSR_MAX_BYTES} bytes")));
+    }
+    let Ok(([], request)) = X509CertificationRequest::from_der(csr_der) else {
+        return Err(Error::Request("not a PKCS#10 certificate request in DER".into()));
+    };
+    let spki = request.certification_request_info.subject_pki.raw;
+    if spki.len() != P256_SPKI_BYTES || !spki.starts_with(&P256_SPKI_PREFIX) {
+        return Err(Error::Request("its key is not an ECDSA key on P-256".into()));
+    }
+    Ok(spki.to_vec())
+}
+
+/// Parameters of a certificate that no date ends.
+fn undated_params(common_name: String) -> Result<CertificateParams> {
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, common_name);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = subject;
+    params.not_before = date_time_ymd(2000, 1, 1);
+    // RFC 5280 4.1.2.5: 99991231235959Z stands for "no well-defined expiration date".
+    params.not_after = date_time_ymd(9999, 12, 31) + std::time::Duration::from_secs(86_399);
+    params.serial_number = Some(random_serial()?);
+    Ok(params)
+}
+
+/// A serial number of 127 random bits (RFC 5280 4.1.2.2: positive, at most 20 octets).
+pub(crate) fn random_serial() -> Result<SerialNumber> {
+    let mut serial = [0; 16];
+    rand::fill(&mut serial).map_err(|_| rcgen::Error::RingUnspecified)?;
+    // A leading 01 bit pair: positive in DER without a padding octet, and never zero.
+    serial[0] = serial[0] & 0x3f | 0x40;
+    Ok(SerialNumber::from_slice(&serial))
+}

@@ -1,0 +1,99 @@
+//! Private keys and certificates out of PEM files, in every form that tools write them.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use rustls::sign::{CertifiedKey, SigningKey};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::{Error, Result};
+
+/// The first private key in a PEM text: PKCS#1 (`RSA PRIVATE KEY`), SEC1 (`EC PRIVATE KEY`) or PKCS#8
+/// (`PRIVATE KEY`); what else stands there (certificates, `EC PARAMETERS`) is passed over.
+///
+/// `origin` is what errors call the text: its file, or where else it came from.
+///
+/// # Errors
+/// [`Error::Invalid`], which never quotes the text, if there is no such key; it says so if the key is
+/// encrypted.
+pub fn private_key_from_pem(pem: &[u8], origin: &str) -> Result<PrivateKeyDer<'static>> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|_| Error::invalid(origin, missing_key_reason(pem)))
+}
+
+/// All certificates in a PEM text, in its order; at least one.
+///
+/// # Errors
+/// [`Error::Invalid`] if there is none, or if one of them is malformed.
+pub fn certificates_from_pem(pem: &[u8], origin: &str) -> Result<Vec<CertificateDer<'static>>> {
+    let certificates = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|reason| Error::invalid(origin, format!("damaged PEM: {reason}")))?;
+    if certificates.is_empty() {
+        return Err(Error::invalid(
+            origin,
+            "holds no certificate; a PEM file with -----BEGIN CERTIFICATE----- is needed",
+        ));
+    }
+    Ok(certificates)
+}
+
+/// Reads a file that holds, or may hold, a key; the buffer is wiped when it is dropped.
+pub(crate) fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
+    fs::read(path).map(Zeroizing::new).map_err(|source| Error::read_file(path, source))
+}
+
+/// A certificate chain and its key, checked to belong together.
+pub(crate) fn certified_key(
+    cert_pem: &[u8],
+    cert_origin: &str,
+    key_pem: &[u8],
+    key_origin: &str,
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey> {
+    let chain = certificates_from_pem(cert_pem, cert_origin)?;
+    let key = signing_key(private_key_from_pem(key_pem, key_origin)?, key_origin, provider)?;
+    let certified = CertifiedKey::new(chain, key);
+    match certified.keys_match() {
+        Ok(()) => Ok(certified),
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            Err(Error::KeyMismatch { certificate: cert_origin.into(), key: key_origin.into() })
+        }
+        Err(reason) => Err(Error::invalid(
+            cert_origin,
+            format!("its first certificate cannot be used: {reason}; an X.509 v3 certificate is needed"),
+        )),
+    }
+}
+
+/// The key as rustls signs with it; the encoded copy is wiped.
+fn signing_key(
+    mut key: PrivateKeyDer<'static>,
+    origin: &str,
+    provider: &CryptoProvider,
+) -> Result<Arc<dyn SigningKey>> {
+    let signing = provider.key_provider.load_private_key(key.clone_key());
+    key.zeroize();
+    signing.map_err(|_| {
+        Error::invalid(
+            origin,
+            "the private key is of no supported kind; use RSA of at least 2048 bits, \
+             ECDSA on P-256, P-384 or P-521, or Ed25519",
+        )
+    })
+}
+
+/// Why no key was found, for the reader who sees a key in the file.
+fn missing_key_reason(pem: &[u8]) -> &'static str {
+    let contains = |needle: &[u8]| pem.windows(needle.len()).any(|window| window == needle);
+    if contains(b"BEGIN ENCRYPTED PRIVATE KEY") || contains(b"Proc-Type: 4,ENCRYPTED") {
+        "the private key is encrypted with a passphrase; decrypt it with `openssl pkey -in KEY -out KEY.plain`"
+    } else if contains(b"PRIVATE KEY-----") {
+        "the private key is damaged or in a form of its own tool; PKCS#8, PKCS#1 or SEC1 PEM is needed"
+    } else {
+        "holds no private key; a PEM file with -----BEGIN PRIVATE KEY----- is needed"
+    }
+}
