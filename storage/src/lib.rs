@@ -1,1 +1,29 @@
-//! What a Keystead node keeps on disk: the Raft log, the sealed state, snapshots
+//! What a Keystead node keeps on disk: the Raft log, the sealed state, snapshots.
+//!
+//! Only sealed bytes come here; no key does. Plain threads, blocking calls and callbacks: the layer above
+//! brings the runtime. Reading order: [`datadir`], [`log`], [`sled_log`], [`txn`], [`state`],
+//! [`sled_state`], [`snapshot`].
+
+pub mod datadir;
+pub mod error;
+pub mod ids;
+pub mod keys;
+pub mod log;
+pub mod sled_log;
+pub mod sled_state;
+pub mod snapshot;
+pub mod state;
+pub mod txn;
+
+mod codec;
+
+pub use datadir::DataDir;
+pub use error::StorageError;
+pub use ids::{LogId, RequestId, Version, Vote};
+pub use keys::{FolderKey, InvalidKey, RecordKey};
+pub use log::{Done, LogBounds, LogRecord, RaftLog, SyncStats};
+pub use sled_log::SledLog;
+pub use sled_state::SledState;
+pub use snapshot::{CHUNK_BYTES, Installer, Manifest, SnapshotCut, SnapshotFile, SnapshotMeta};
+pub use state::{Applied, ApplyEntry, ApplyOp, Child, Observer, Outcome, Record, SealedState};
+pub use txn::{Check, CheckpointMark, Command, MAX_OPERATIONS, Txn, Write, operation_count};
