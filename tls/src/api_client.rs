@@ -65,7 +65,7 @@ impl ClientTls {
             Arc::new(KnownServer { anchors, name, provider: Arc::clone(&provider) })
         };
         let builder = versions.dangerous().with_custom_certificate_verifier(verifier);
-        let mut config = match self.client_certificate(&provider)? {
+        let mut config = match self.client_certificate()? {
             Some(certified) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified))),
             None => builder.with_no_client_auth(),
         };
@@ -79,7 +79,7 @@ impl ClientTls {
         parse_server_name(self.server_name.as_deref().unwrap_or(host))
     }
 
-    fn client_certificate(&self, provider: &CryptoProvider) -> Result<Option<CertifiedKey>> {
+    fn client_certificate(&self) -> Result<Option<CertifiedKey>> {
         let cert =
             Pem::load(self.client_cert_pem.as_deref(), self.client_cert.as_deref(), "client certificate")?;
         let key_text = self.client_key_pem.as_ref().map(|pem| pem.as_str());
@@ -87,7 +87,7 @@ impl ClientTls {
         match (cert, key) {
             (None, None) => Ok(None),
             (Some(cert), Some(key)) => {
-                certified_key(&cert.text, &cert.origin, &key.text, &key.origin, provider).map(Some)
+                certified_key(&cert.text, &cert.origin, &key.text, &key.origin).map(Some)
             }
             (Some(cert), None) => {
                 Err(Error::invalid(cert.origin, "has no key beside it; give the client key too"))

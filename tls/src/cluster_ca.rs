@@ -11,7 +11,7 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 use zeroize::Zeroizing;
 
-use crate::node_key::EcdsaKeyPair;
+use crate::node_key::WipedKeyPair;
 use crate::peer::{ca_cluster_id, ca_uri, parse_certificate};
 use crate::{ClusterId, Error, PeerName, Result};
 
@@ -32,13 +32,13 @@ const P256_SPKI_BYTES: usize = P256_SPKI_PREFIX.len() + 64;
 pub struct ClusterCa {
     cluster_id: ClusterId,
     certificate: CertificateDer<'static>,
-    key: EcdsaKeyPair,
+    key: WipedKeyPair,
 }
 
 impl ClusterCa {
     /// Makes the CA of a new cluster.
     pub fn generate(cluster_id: ClusterId) -> Result<ClusterCa> {
-        let key = EcdsaKeyPair::generate()?;
+        let key = WipedKeyPair::generate()?;
         let mut params = undated_params(format!("Keystead cluster {cluster_id}"))?;
         params.subject_alt_names.push(SanType::URI(ca_uri(cluster_id).try_into()?));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -53,7 +53,7 @@ impl ClusterCa {
     /// [`Error::PeerIdentity`] if the certificate is not a cluster CA's, [`Error::KeyMismatch`] if the key
     /// is another's.
     pub fn from_parts(cert_der: &[u8], key_pkcs8_der: &[u8]) -> Result<ClusterCa> {
-        let key = EcdsaKeyPair::from_pkcs8_der(key_pkcs8_der)?;
+        let key = WipedKeyPair::from_pkcs8_der(key_pkcs8_der)?;
         let parsed = parse_certificate(cert_der)?;
         let cluster_id = ca_cluster_id(&parsed)?;
         if parsed.public_key().raw != key.0.subject_public_key_info() {

@@ -7,8 +7,9 @@ use std::time::Duration;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     CertificateError, ClientConfig, ConnectionCommon, DigitallySignedStruct, DistinguishedName, OtherError,
     PeerIncompatible, ServerConfig, SignatureScheme,
@@ -72,10 +73,13 @@ impl ClusterTls {
             });
         }
 
+        let certified = CertifiedKey::new(vec![own], key.signing_key()?);
+        let resolver = Arc::new(SingleCertAndKey::from(certified));
+
         let mut server_config = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::new(verifier.clone()))
-            .with_single_cert(vec![own.clone()], key.to_private_key())?;
+            .with_cert_resolver(Arc::clone(&resolver) as Arc<dyn ResolvesServerCert>);
         server_config.alpn_protocols = vec![ALPN.to_vec()];
         // A resumed session skips the policy, so a removed member could come back with one.
         server_config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -85,7 +89,7 @@ impl ClusterTls {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier.clone()))
-            .with_client_auth_cert(vec![own], key.to_private_key())?;
+            .with_client_cert_resolver(resolver);
         client_config.alpn_protocols = vec![ALPN.to_vec()];
         client_config.resumption = Resumption::disabled();
         client_config.enable_sni = false;

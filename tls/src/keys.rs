@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -52,10 +52,9 @@ pub(crate) fn certified_key(
     cert_origin: &str,
     key_pem: &[u8],
     key_origin: &str,
-    provider: &CryptoProvider,
 ) -> Result<CertifiedKey> {
     let chain = certificates_from_pem(cert_pem, cert_origin)?;
-    let key = signing_key(private_key_from_pem(key_pem, key_origin)?, key_origin, provider)?;
+    let key = signing_key(private_key_from_pem(key_pem, key_origin)?, key_origin)?;
     let certified = CertifiedKey::new(chain, key);
     match certified.keys_match() {
         Ok(()) => Ok(certified),
@@ -69,13 +68,12 @@ pub(crate) fn certified_key(
     }
 }
 
-/// The key as rustls signs with it; the encoded copy is wiped.
-fn signing_key(
-    mut key: PrivateKeyDer<'static>,
-    origin: &str,
-    provider: &CryptoProvider,
-) -> Result<Arc<dyn SigningKey>> {
-    let signing = provider.key_provider.load_private_key(key.clone_key());
+/// The key as rustls signs with it; the encoded form is wiped.
+///
+/// Not through the provider's `load_private_key`, which would keep the encoded form to itself and drop it
+/// unwiped.
+pub(crate) fn signing_key(mut key: PrivateKeyDer<'static>, origin: &str) -> Result<Arc<dyn SigningKey>> {
+    let signing = any_supported_type(&key);
     key.zeroize();
     signing.map_err(|_| {
         Error::invalid(

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use rustls::crypto::CryptoProvider;
 
 pub use api_client::ClientTls;
-//pub use api_listener::{ApiTls, ApiTlsFiles, MinVersion};
+pub use api_listener::{ApiTls, ApiTlsFiles, MinVersion};
 pub use cluster_ca::ClusterCa;
 pub use cluster_port::{ClusterTls, PeerPolicy, exporter};
 pub use error::{Error, Result};

@@ -1,1 +1,151 @@
+//! Certificates for the API port, for those who have no PKI: `keystead tls ca` and `keystead tls cert`.
 
+use std::net::IpAddr;
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+};
+use rustls_pki_types::{CertificateDer, DnsName, UnixTime};
+use x509_parser::prelude::X509Certificate;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::cluster_ca::random_serial;
+use crate::keys::{certificates_from_pem, private_key_from_pem};
+use crate::node_key::WipedKeyPair;
+use crate::peer::parse_certificate;
+use crate::{Error, Result};
+
+/// How long a CA is valid, in days: ten years.
+pub const CA_DAYS: u32 = 3650;
+
+/// How long a certificate is valid unless asked otherwise, in days: the most that Apple's clients accept
+/// of a private CA.
+pub const CERT_DAYS: u32 = 825;
+
+/// The longest validity, in days: a hundred years, far from where dates stop being encodable.
+const DAYS_MAX: u32 = 36_525;
+
+const DAY_SECONDS: u64 = 24 * 60 * 60;
+
+/// Certificates begin an hour ago, for machines whose clocks are behind.
+const BACKDATED_SECONDS: u64 = 60 * 60;
+
+/// Makes a CA for API certificates: `(certificate, key)` in PEM, the key in PKCS#8.
+///
+/// ECDSA on P-256, valid for [`CA_DAYS`], path length 0: it signs servers and clients, no further CAs.
+pub fn make_ca(common_name: &str) -> Result<(String, Zeroizing<String>)> {
+    let key = WipedKeyPair::generate()?;
+    let mut params = params(common_name, CA_DAYS)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok((params.self_signed(&key.0)?.pem(), key.to_pkcs8_pem()))
+}
+
+/// Makes a certificate for a node's API port, or for a client: `(certificate, key)` in PEM.
+///
+/// ECDSA on P-256, for the given names and addresses, valid for `days` but never beyond its CA. The CA may
+/// be one of [`make_ca`] or any other whose key is RSA, ECDSA or Ed25519.
+///
+/// # Errors
+/// [`Error::Invalid`] if no name is given, a name is not a DNS name, the CA is none or has expired;
+/// [`Error::KeyMismatch`] if the key is not the CA's.
+pub fn make_cert(
+    ca_cert_pem: &str,
+    ca_key_pem: &str,
+    dns: &[String],
+    ips: &[IpAddr],
+    days: u32,
+) -> Result<(String, Zeroizing<String>)> {
+    let subject_alt_names = subject_alt_names(dns, ips)?;
+    let ca = certificates_from_pem(ca_cert_pem.as_bytes(), "the CA certificate")?.swap_remove(0);
+    let parsed_ca =
+        parse_certificate(&ca).map_err(|_| Error::invalid("the CA certificate", "is not X.509"))?;
+    check_ca(&parsed_ca)?;
+    let issuer_key = ca_key(ca_key_pem, &parsed_ca)?;
+
+    let common_name = dns.first().cloned().or_else(|| ips.first().map(IpAddr::to_string));
+    let mut params = params(&common_name.expect("there is a name, checked above"), days)?;
+    params.not_after = params.not_after.min(parsed_ca.validity().not_after.to_datetime());
+    params.subject_alt_names = subject_alt_names;
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+
+    let key = WipedKeyPair::generate()?;
+    let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(ca.as_ref()), &issuer_key.0)?;
+    Ok((params.signed_by(&key.0, &issuer)?.pem(), key.to_pkcs8_pem()))
+}
+
+fn params(common_name: &str, days: u32) -> Result<CertificateParams> {
+    if !(1..=DAYS_MAX).contains(&days) {
+        return Err(Error::invalid("the validity", format!("is 1 to {DAYS_MAX} days, not {days}")));
+    }
+    let now = UnixTime::now().as_secs();
+    let at = |seconds| date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, common_name);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = subject;
+    params.serial_number = Some(random_serial()?);
+    params.not_before = at(now.saturating_sub(BACKDATED_SECONDS));
+    params.not_after = at(now + u64::from(days) * DAY_SECONDS);
+    Ok(params)
+}
+
+fn subject_alt_names(dns: &[String], ips: &[IpAddr]) -> Result<Vec<SanType>> {
+    if dns.is_empty() && ips.is_empty() {
+        return Err(Error::invalid("the certificate", "needs at least one DNS name or IP address"));
+    }
+    let mut names = Vec::with_capacity(dns.len() + ips.len());
+    for name in dns {
+        // The first label may be a wildcard (RFC 6125 6.4.3).
+        let checked = name.strip_prefix("*.").unwrap_or(name);
+        if name.parse::<IpAddr>().is_ok() {
+            return Err(Error::invalid(
+                "the certificate",
+                format!("{name} is an IP address, not a DNS name"),
+            ));
+        }
+        DnsName::try_from(checked)
+            .map_err(|_| Error::invalid("the certificate", format!("{name:?} is not a DNS name")))?;
+        names.push(SanType::DnsName(name.as_str().try_into()?));
+    }
+    names.extend(ips.iter().copied().map(SanType::IpAddress));
+    Ok(names)
+}
+
+fn check_ca(ca: &X509Certificate<'_>) -> Result<()> {
+    let is_ca = matches!(ca.basic_constraints(), Ok(Some(constraints)) if constraints.value.ca);
+    let may_sign = match ca.key_usage() {
+        Ok(usage) => usage.is_none_or(|usage| usage.value.key_cert_sign()),
+        Err(_) => false,
+    };
+    if !is_ca || !may_sign {
+        return Err(Error::invalid("the CA certificate", "is not a CA's; make one with `keystead tls ca`"));
+    }
+    let now = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
+    if ca.validity().not_after.timestamp() <= now {
+        return Err(Error::invalid("the CA certificate", format!("expired at {}", ca.validity().not_after)));
+    }
+    Ok(())
+}
+
+fn ca_key(pem: &str, ca: &X509Certificate<'_>) -> Result<WipedKeyPair> {
+    let mut der = private_key_from_pem(pem.as_bytes(), "the CA key")?;
+    let pair = KeyPair::try_from(&der);
+    der.zeroize();
+    let pair = pair.map(WipedKeyPair).map_err(|_| {
+        Error::invalid("the CA key", "is of no supported kind; use RSA, ECDSA on P-256 or P-384, or Ed25519")
+    })?;
+    if pair.0.public_key_raw() != ca.public_key().subject_public_key.data.as_ref() {
+        return Err(Error::KeyMismatch {
+            certificate: "the CA certificate".into(),
+            key: "the CA key".into(),
+        });
+    }
+    Ok(pair)
+}

@@ -1,25 +1,29 @@
 //! A node's own key pair: made by the node, kept in its data directory, never sent anywhere.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use rustls::sign::SigningKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::keys::signing_key;
 use crate::{Error, Result};
 
 /// The key pair behind a node's certificate on the cluster port: ECDSA on P-256.
 ///
 /// P-256 because aws-lc signs with it in some 20 microseconds and every tool an operator may hold against
 /// a certificate knows it. The encoded key is wiped when this is dropped, as is aws-lc's own copy.
-pub struct NodeKey(EcdsaKeyPair);
+pub struct NodeKey(WipedKeyPair);
 
 impl NodeKey {
     /// Makes a fresh key from the operating system's generator.
     pub fn generate() -> Result<NodeKey> {
-        EcdsaKeyPair::generate().map(NodeKey)
+        WipedKeyPair::generate().map(NodeKey)
     }
 
     /// Reads the key that [`NodeKey::to_pkcs8_pem`] wrote.
@@ -30,7 +34,7 @@ impl NodeKey {
         let reason = "not a P-256 private key in PKCS#8 PEM (-----BEGIN PRIVATE KEY-----)";
         let key = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes())
             .map_err(|_| Error::invalid("the node's key", reason))?;
-        let pair = EcdsaKeyPair::from_pkcs8_der(key.secret_pkcs8_der());
+        let pair = WipedKeyPair::from_pkcs8_der(key.secret_pkcs8_der());
         // The PEM reader's copy does not wipe itself.
         let mut key = PrivateKeyDer::Pkcs8(key);
         key.zeroize();
@@ -65,24 +69,28 @@ impl NodeKey {
         Ok(params.serialize_request(&self.0.0)?.der().to_vec())
     }
 
-    /// The key as rustls takes it.
-    pub(crate) fn to_private_key(&self) -> PrivateKeyDer<'static> {
-        PrivatePkcs8KeyDer::from(self.0.0.serialized_der().to_vec()).into()
+    /// The key as rustls signs with it.
+    pub(crate) fn signing_key(&self) -> Result<Arc<dyn SigningKey>> {
+        let der = PrivatePkcs8KeyDer::from(self.0.0.serialized_der().to_vec());
+        signing_key(der.into(), "the node's key")
     }
 }
 
-/// A P-256 key pair whose encoded form is wiped on drop: a node's, a cluster CA's, or a CA's of the API
-/// port.
-pub(crate) struct EcdsaKeyPair(pub(crate) KeyPair);
+/// A key pair whose encoded form is wiped on drop: a node's, a cluster CA's, or one of the API port's.
+///
+/// The key that aws-lc holds beside it is wiped by aws-lc when it is freed.
+pub(crate) struct WipedKeyPair(pub(crate) KeyPair);
 
-impl EcdsaKeyPair {
-    pub(crate) fn generate() -> Result<EcdsaKeyPair> {
-        Ok(EcdsaKeyPair(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?))
+impl WipedKeyPair {
+    /// Makes a P-256 key.
+    pub(crate) fn generate() -> Result<WipedKeyPair> {
+        Ok(WipedKeyPair(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?))
     }
 
-    pub(crate) fn from_pkcs8_der(der: &[u8]) -> Result<EcdsaKeyPair> {
+    /// Reads a P-256 key.
+    pub(crate) fn from_pkcs8_der(der: &[u8]) -> Result<WipedKeyPair> {
         let der = PrivatePkcs8KeyDer::from(der);
-        Ok(EcdsaKeyPair(KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256)?))
+        Ok(WipedKeyPair(KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256)?))
     }
 
     pub(crate) fn to_pkcs8_der(&self) -> Zeroizing<Vec<u8>> {
@@ -106,7 +114,7 @@ impl EcdsaKeyPair {
     }
 }
 
-impl Drop for EcdsaKeyPair {
+impl Drop for WipedKeyPair {
     fn drop(&mut self) {
         self.0.zeroize();
     }
