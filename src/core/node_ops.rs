@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use crate::{
-    barrier::Barrier,
+    barrier::{Barrier, Token, VaultId},
     secret::{DerivedKey, SecretString},
 };
 
@@ -22,13 +22,13 @@ pub struct Unsealed {
     /// Opens and seals values and paths.
     pub barrier: Arc<Barrier>,
     /// The id of the data, drawn at init.
-    pub vault_id: [u8; 16],
+    pub vault_id: VaultId,
     /// The id of this set of nodes, as a UUID in text.
     pub cluster_id: String,
     /// The operator's name of the cluster.
     pub cluster_name: String,
     /// The key under which tokens are hashed before they become a path.
-    pub token_key: DerivedKey,
+    pub token_key: DerivedKey<Token>,
 }
 
 /// The answer of `sys/seal-status` and `sys/unseal`.

@@ -1,0 +1,254 @@
+//! The answer to a request, before it becomes HTTP.
+
+use bincode::{Decode, Encode};
+use keystead_storage::RequestId;
+use serde_json::{Map, Value};
+
+use super::{codec, error::ApiError, json};
+
+/// What a request came to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Response {
+    /// The request's id, which the envelope shows as a UUID.
+    pub id: RequestId,
+    /// The answer, or why there is none.
+    pub result: Result<Answer, ApiError>,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// Done, and nothing to say.
+    NoContent,
+    /// An envelope.
+    Logical(Logical),
+    /// An envelope that says that what was asked for is gone: a deleted version still has metadata.
+    Missing(Logical),
+    /// A JSON document without an envelope, already serialised.
+    Raw(String),
+    /// The document of `sys/health`.
+    Health {
+        /// What the status code tells.
+        state: HealthState,
+        /// A code of the client's choosing.
+        code: Option<u16>,
+        /// The document.
+        body: String,
+    },
+    /// Text of another type.
+    Text {
+        /// Its content type.
+        content_type: String,
+        /// The text.
+        body: String,
+    },
+    /// Ask there instead.
+    Redirect {
+        /// Absolute URL.
+        location: String,
+    },
+}
+
+/// What `sys/health` tells by its status code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum HealthState {
+    /// Leads and answers.
+    Active,
+    /// Unsealed, does not lead.
+    Standby,
+    /// Sealed.
+    Sealed,
+    /// Not initialised.
+    Uninitialized,
+}
+
+/// What varies in an envelope.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Logical {
+    /// The data, `null` when there is none.
+    pub data: Option<Map<String, Value>>,
+    /// Every key of the data also stands at the top level, where old clients look for it.
+    pub duplicated: bool,
+    /// How long the data is good for, in seconds.
+    pub lease_duration_s: u64,
+    /// What the client should know.
+    pub warnings: Vec<String>,
+}
+
+impl Answer {
+    /// An envelope around data.
+    pub fn data(data: Map<String, Value>) -> Self {
+        Self::Logical(Logical { data: Some(data), ..Logical::default() })
+    }
+
+    /// An envelope around data whose keys also stand at its top level.
+    pub fn duplicated(data: Map<String, Value>) -> Self {
+        Self::Logical(Logical { data: Some(data), duplicated: true, ..Logical::default() })
+    }
+
+    /// A listing; one without names is nothing found.
+    pub fn keys(names: Vec<String>) -> Result<Self, ApiError> {
+        if names.is_empty() {
+            return Err(ApiError::NotFound);
+        }
+        let mut data = Map::new();
+        data.insert("keys".to_owned(), Value::from(names));
+        Ok(Self::data(data))
+    }
+
+    /// The same answer with warnings added; done-without-words becomes an envelope, for a warning needs one.
+    pub fn with_warnings(mut self, more: Vec<String>) -> Self {
+        if more.is_empty() {
+            return self;
+        }
+        match &mut self {
+            Self::Logical(logical) | Self::Missing(logical) => logical.warnings.extend(more),
+            Self::NoContent => {
+                return Self::Logical(Logical { warnings: more, ..Logical::default() });
+            }
+            Self::Raw(_) | Self::Health { .. } | Self::Text { .. } | Self::Redirect { .. } => {}
+        }
+        self
+    }
+}
+
+// JSON values have no encoding of their own in bincode, so data travels as JSON text.
+#[derive(Encode, Decode)]
+struct WireLogical {
+    data: Option<String>,
+    duplicated: bool,
+    lease_duration_s: u64,
+    warnings: Vec<String>,
+}
+
+#[derive(Encode, Decode)]
+enum WireAnswer {
+    NoContent,
+    Logical(WireLogical),
+    Missing(WireLogical),
+    Raw(String),
+    Health { state: HealthState, code: Option<u16>, body: String },
+    Text { content_type: String, body: String },
+    Redirect { location: String },
+}
+
+#[derive(Encode, Decode)]
+struct WireResponse {
+    id: [u8; 16],
+    result: Result<WireAnswer, ApiError>,
+}
+
+impl Response {
+    /// The answer as bytes: what is sealed beside a write, and what a forwarded request gets back.
+    pub fn encode(&self) -> Result<Vec<u8>, ApiError> {
+        codec::encode(&WireResponse {
+            id: self.id.0,
+            result: match &self.result {
+                Ok(answer) => Ok(to_wire(answer)),
+                Err(error) => Err(error.clone()),
+            },
+        })
+    }
+
+    /// Reads what [`Response::encode`] wrote.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ApiError> {
+        let wire: WireResponse = codec::decode(bytes)?;
+        let result = match wire.result {
+            Ok(answer) => Ok(from_wire(answer)?),
+            Err(error) => Err(error),
+        };
+        Ok(Self { id: RequestId(wire.id), result })
+    }
+}
+
+fn to_wire(answer: &Answer) -> WireAnswer {
+    let logical = |logical: &Logical| WireLogical {
+        data: logical.data.as_ref().map(map_to_text),
+        duplicated: logical.duplicated,
+        lease_duration_s: logical.lease_duration_s,
+        warnings: logical.warnings.clone(),
+    };
+    match answer {
+        Answer::NoContent => WireAnswer::NoContent,
+        Answer::Logical(inner) => WireAnswer::Logical(logical(inner)),
+        Answer::Missing(inner) => WireAnswer::Missing(logical(inner)),
+        Answer::Raw(body) => WireAnswer::Raw(body.clone()),
+        Answer::Health { state, code, body } => {
+            WireAnswer::Health { state: *state, code: *code, body: body.clone() }
+        }
+        Answer::Text { content_type, body } => {
+            WireAnswer::Text { content_type: content_type.clone(), body: body.clone() }
+        }
+        Answer::Redirect { location } => WireAnswer::Redirect { location: location.clone() },
+    }
+}
+
+fn from_wire(answer: WireAnswer) -> Result<Answer, ApiError> {
+    let logical = |logical: WireLogical| -> Result<Logical, ApiError> {
+        Ok(Logical {
+            data: logical.data.as_deref().map(text_to_map).transpose()?,
+            duplicated: logical.duplicated,
+            lease_duration_s: logical.lease_duration_s,
+            warnings: logical.warnings,
+        })
+    };
+    Ok(match answer {
+        WireAnswer::NoContent => Answer::NoContent,
+        WireAnswer::Logical(inner) => Answer::Logical(logical(inner)?),
+        WireAnswer::Missing(inner) => Answer::Missing(logical(inner)?),
+        WireAnswer::Raw(body) => Answer::Raw(body),
+        WireAnswer::Health { state, code, body } => Answer::Health { state, code, body },
+        WireAnswer::Text { content_type, body } => Answer::Text { content_type, body },
+        WireAnswer::Redirect { location } => Answer::Redirect { location },
+    })
+}
+
+/// A JSON object as text.
+pub fn map_to_text(map: &Map<String, Value>) -> String {
+    serde_json::to_string(map).expect("a JSON object serialises: its keys are strings")
+}
+
+/// JSON text that this program wrote, as an object.
+pub fn text_to_map(text: &str) -> Result<Map<String, Value>, ApiError> {
+    match json::parse_own(text.as_bytes()) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(ApiError::internal("reading our own JSON", &"not an object")),
+        Err(error) => Err(ApiError::internal("reading our own JSON", &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip(result: Result<Answer, ApiError>) {
+        let response = Response { id: RequestId([7; 16]), result };
+        assert_eq!(Response::decode(&response.encode().unwrap()), Ok(response));
+    }
+
+    #[test]
+    fn every_answer_survives_the_wire() {
+        let data = text_to_map(r#"{"n":2.50,"big":12345678901234567890123,"s":"<&>\u2028"}"#).unwrap();
+        round_trip(Ok(Answer::NoContent));
+        round_trip(Ok(Answer::data(data.clone())));
+        round_trip(Ok(Answer::duplicated(data.clone()).with_warnings(vec!["w".to_owned()])));
+        round_trip(Ok(Answer::Missing(Logical { data: Some(data), ..Logical::default() })));
+        round_trip(Ok(Answer::Raw("{}".to_owned())));
+        round_trip(Ok(Answer::Health {
+            state: HealthState::Standby,
+            code: Some(200),
+            body: "{}".to_owned(),
+        }));
+        round_trip(Ok(Answer::Redirect { location: "https://a".to_owned() }));
+        round_trip(Err(ApiError::NoRoute("x".to_owned())));
+        round_trip(Err(ApiError::UnsupportedPath { authenticated: true }));
+    }
+
+    #[test]
+    fn bytes_of_another_version_are_refused() {
+        let mut bytes =
+            Response { id: RequestId([0; 16]), result: Ok(Answer::NoContent) }.encode().unwrap();
+        bytes[0] = 2;
+        assert!(Response::decode(&bytes).is_err());
+    }
+}
