@@ -151,3 +151,114 @@ pub(crate) fn random_serial() -> Result<SerialNumber> {
     serial[0] = serial[0] & 0x3f | 0x40;
     Ok(SerialNumber::from_slice(&serial))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{NodeKey, peer_identity};
+
+    const CLUSTER: ClusterId = ClusterId([3; 16]);
+
+    fn name() -> PeerName {
+        PeerName { cluster_id: CLUSTER, node_id: "node a".into(), incarnation: 77 }
+    }
+
+    #[test]
+    fn a_ca_survives_its_parts() {
+        let ca = ClusterCa::generate(CLUSTER).unwrap();
+        let again = ClusterCa::from_parts(ca.cert_der(), &ca.key_pkcs8_der()).unwrap();
+        assert_eq!(again.cluster_id(), CLUSTER);
+        let request = NodeKey::generate().unwrap().csr_der("n", 1).unwrap();
+        let certificate = again.sign_csr(&request, &name()).unwrap();
+        let (signed, issuer) =
+            (parse_certificate(&certificate).unwrap(), parse_certificate(ca.cert_der()).unwrap());
+        signed.verify_signature(Some(issuer.public_key())).unwrap();
+    }
+
+    #[test]
+    fn a_ca_with_another_key_or_another_certificate_is_refused() {
+        let (one, two) = (ClusterCa::generate(CLUSTER).unwrap(), ClusterCa::generate(CLUSTER).unwrap());
+        let error = ClusterCa::from_parts(one.cert_der(), &two.key_pkcs8_der()).err().unwrap();
+        assert!(matches!(error, Error::KeyMismatch { .. }), "{error}");
+        let request = NodeKey::generate().unwrap().csr_der("n", 1).unwrap();
+        let node = one.sign_csr(&request, &name()).unwrap();
+        assert!(ClusterCa::from_parts(&node, &one.key_pkcs8_der()).is_err());
+    }
+
+    #[test]
+    fn only_the_key_is_taken_from_a_request() {
+        let ca = ClusterCa::generate(CLUSTER).unwrap();
+        let key = WipedKeyPair::generate().unwrap();
+        let mut wishes = CertificateParams::default();
+        wishes.distinguished_name.push(DnType::CommonName, "impostor");
+        let other = PeerName { node_id: "impostor".into(), ..name() };
+        wishes.subject_alt_names = vec![
+            SanType::URI(other.to_uri().try_into().unwrap()),
+            SanType::DnsName("impostor.test".try_into().unwrap()),
+        ];
+        wishes.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        wishes.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let request = wishes.serialize_request(&key.0).unwrap();
+
+        let certificate = ca.sign_csr(request.der(), &name()).unwrap();
+        let signed = parse_certificate(&certificate).unwrap();
+        assert_eq!(peer_identity(&certificate).unwrap().name, name());
+        assert_eq!(signed.public_key().raw, key.0.subject_public_key_info());
+        assert!(!signed.is_ca());
+        let usage = signed.key_usage().unwrap().unwrap().value;
+        assert!(usage.digital_signature() && !usage.key_cert_sign());
+        assert!(!String::from_utf8_lossy(&certificate).contains("impostor"));
+    }
+
+    #[test]
+    fn certificates_have_no_end_and_differ_in_serial() {
+        let ca = ClusterCa::generate(CLUSTER).unwrap();
+        let request = NodeKey::generate().unwrap().csr_der("n", 1).unwrap();
+        let one = ca.sign_csr(&request, &name()).unwrap();
+        let two = ca.sign_csr(&request, &name()).unwrap();
+        let (one, two) = (parse_certificate(&one).unwrap(), parse_certificate(&two).unwrap());
+        assert_ne!(one.raw_serial(), two.raw_serial());
+        for certificate in [one, parse_certificate(ca.cert_der()).unwrap()] {
+            assert_eq!(certificate.validity().not_before.timestamp(), 946_684_800);
+            assert_eq!(certificate.validity().not_after.timestamp(), 253_402_300_799);
+        }
+    }
+
+    #[test]
+    fn damaged_or_foreign_requests_are_refused() {
+        let ca = ClusterCa::generate(CLUSTER).unwrap();
+        let request = NodeKey::generate().unwrap().csr_der("n", 1).unwrap();
+        let refused = |request: &[u8]| matches!(ca.sign_csr(request, &name()), Err(Error::Request(_)));
+        for length in 0..request.len() {
+            assert!(refused(&request[..length]), "cut at {length}");
+        }
+        // The last bytes are the signature's: the request no longer proves possession of the key.
+        let mut tampered = request.clone();
+        *tampered.last_mut().unwrap() ^= 1;
+        assert!(refused(&tampered));
+        let mut longer = request.clone();
+        longer.push(0);
+        assert!(refused(&longer));
+        assert!(refused(&vec![0x30; CSR_MAX_BYTES + 1]));
+        for algorithm in [&rcgen::PKCS_ED25519, &rcgen::PKCS_ECDSA_P384_SHA384] {
+            let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
+            let request = CertificateParams::default().serialize_request(&key).unwrap();
+            assert!(refused(request.der()));
+        }
+        ca.sign_csr(&request, &name()).unwrap();
+    }
+
+    #[test]
+    fn names_of_other_clusters_or_of_impossible_length_are_not_signed() {
+        let ca = ClusterCa::generate(CLUSTER).unwrap();
+        let request = NodeKey::generate().unwrap().csr_der("n", 1).unwrap();
+        let long = "x".repeat(crate::NODE_ID_MAX_BYTES + 1);
+        for wrong in [
+            PeerName { cluster_id: ClusterId([4; 16]), ..name() },
+            PeerName { node_id: String::new(), ..name() },
+            PeerName { node_id: long, ..name() },
+        ] {
+            assert!(matches!(ca.sign_csr(&request, &wrong), Err(Error::PeerIdentity(_))), "{wrong}");
+        }
+    }
+}

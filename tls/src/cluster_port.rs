@@ -27,10 +27,6 @@ pub const ALPN: &[u8] = b"keystead/1";
 /// The label of the exporter that binds an open channel to its connection (RFC 8446 7.5).
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-keystead-open-channel";
 
-/// The moment at which every chain is judged: 2020-01-01, inside the validity of every certificate that
-/// [`crate::ClusterCa`] signs. With it, no node's clock has a say.
-const VERIFICATION_TIME: Duration = Duration::from_secs(1_577_836_800);
-
 /// Decides whether a peer with a valid certificate of this cluster may connect.
 ///
 /// Asked in every handshake, on both sides, from the runtime's threads: it must not block. Tombstones and
@@ -131,7 +127,7 @@ pub fn exporter<Side>(connection: &ConnectionCommon<Side>) -> Result<Zeroizing<[
 }
 
 /// Why a peer's certificate was refused although its signature may be good.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 enum Refused {
     #[error(transparent)]
     Identity(#[from] Error),
@@ -141,6 +137,13 @@ enum Refused {
     OtherIncarnation { peer: String, expected: u64 },
     #[error("{peer} is not admitted: {reason}")]
     Policy { peer: String, reason: String },
+}
+
+impl fmt::Debug for Refused {
+    /// The sentence, because rustls shows a custom verdict's `Debug` form where others are shown in words.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl From<Refused> for rustls::Error {
@@ -184,13 +187,17 @@ impl PeerVerifier {
         usage: KeyUsage,
     ) -> Result<PeerIdentity, rustls::Error> {
         let end_entity = EndEntityCert::try_from(certificate).map_err(chain_error)?;
+        let parsed = parse_certificate(certificate).map_err(Refused::Identity)?;
+        // Judged at the start of its own validity, so that no clock has a say: a wrong one, or a
+        // certificate past its date, must never lock a cluster out. The directory decides who is in.
+        let issued_at = u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0);
         // Intermediates are never looked at: the CA signs nodes itself and has path length 0.
         end_entity
             .verify_for_usage(
                 self.provider.signature_verification_algorithms.all,
                 std::slice::from_ref(&self.anchor),
                 &[],
-                UnixTime::since_unix_epoch(VERIFICATION_TIME),
+                UnixTime::since_unix_epoch(Duration::from_secs(issued_at)),
                 usage,
                 None,
                 None,

@@ -95,3 +95,87 @@ fn missing_key_reason(pem: &[u8]) -> &'static str {
         "holds no private key; a PEM file with -----BEGIN PRIVATE KEY----- is needed"
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn testdata(file: &str) -> Vec<u8> {
+        read_file(&Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(file)).unwrap().to_vec()
+    }
+
+    fn pair(certificate: &str, key: &str) -> Result<CertifiedKey> {
+        certified_key(&testdata(certificate), certificate, &testdata(key), key)
+    }
+
+    #[test]
+    fn keys_are_read_in_every_form_and_fit_their_certificates() {
+        for (certificate, key) in [
+            ("rsa.crt.pem", "rsa.pkcs1.pem"),
+            ("rsa.crt.pem", "rsa.pkcs8.pem"),
+            ("p256.crt.pem", "p256.sec1.pem"),
+            ("p256.crt.pem", "p256.pkcs8.pem"),
+            ("p384.crt.pem", "p384.sec1.pem"),
+            ("p384.crt.pem", "p384.pkcs8.pem"),
+            ("p521.crt.pem", "p521.sec1.pem"),
+            ("p521.crt.pem", "p521.pkcs8.pem"),
+            ("ed25519.crt.pem", "ed25519.pkcs8.pem"),
+        ] {
+            pair(certificate, key).unwrap_or_else(|error| panic!("{key}: {error}"));
+        }
+    }
+
+    #[test]
+    fn forms_are_told_apart() {
+        let read = |file| private_key_from_pem(&testdata(file), file).unwrap();
+        assert!(matches!(read("rsa.pkcs1.pem"), PrivateKeyDer::Pkcs1(_)));
+        assert!(matches!(read("p256.sec1.pem"), PrivateKeyDer::Sec1(_)));
+        assert!(matches!(read("p256.pkcs8.pem"), PrivateKeyDer::Pkcs8(_)));
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_refused() {
+        for key in ["p384.sec1.pem", "rsa.pkcs1.pem", "ed25519.pkcs8.pem"] {
+            assert!(matches!(pair("p256.crt.pem", key), Err(Error::KeyMismatch { .. })), "{key}");
+        }
+    }
+
+    #[test]
+    fn one_file_may_hold_certificate_and_key() {
+        let both = [testdata("p256.crt.pem"), testdata("p256.sec1.pem")].concat();
+        certified_key(&both, "both.pem", &both, "both.pem").unwrap();
+        let both = [testdata("p256.sec1.pem"), testdata("p256.crt.pem")].concat();
+        certified_key(&both, "both.pem", &both, "both.pem").unwrap();
+    }
+
+    #[test]
+    fn encrypted_keys_are_recognised() {
+        for file in ["p256.encrypted.pem", "rsa.encrypted.pem"] {
+            let error = private_key_from_pem(&testdata(file), file).unwrap_err().to_string();
+            assert!(error.starts_with(file) && error.contains("passphrase"), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_error_quotes_the_key() {
+        let whole = String::from_utf8(testdata("p256.pkcs8.pem")).unwrap();
+        let body = whole.lines().nth(1).unwrap();
+        let damaged = whole.replacen(&body[..8], "!!!!!!!!", 1);
+        let error = private_key_from_pem(damaged.as_bytes(), "damaged.pem").unwrap_err().to_string();
+        assert!(error.starts_with("damaged.pem") && !error.contains(&body[8..16]), "{error}");
+    }
+
+    #[test]
+    fn a_text_without_certificates_says_what_is_needed() {
+        for text in [&b""[..], b"hello", &testdata("p256.pkcs8.pem")] {
+            let error = certificates_from_pem(text, "x.pem").unwrap_err().to_string();
+            assert!(error.starts_with("x.pem") && error.contains("BEGIN CERTIFICATE"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_v1_certificate_cannot_serve_and_the_error_says_why() {
+        let error = pair("v1.p256.crt.pem", "p256.pkcs8.pem").unwrap_err().to_string();
+        assert!(error.contains("v1.p256.crt.pem") && error.contains("X.509 v3"), "{error}");
+    }
+}

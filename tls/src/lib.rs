@@ -30,7 +30,7 @@ pub use cluster_ca::ClusterCa;
 pub use cluster_port::{ClusterTls, PeerPolicy, exporter};
 pub use error::{Error, Result};
 pub use node_key::NodeKey;
-pub use peer::{ClusterId, PeerIdentity, PeerName, peer_identity, peer_of};
+pub use peer::{ClusterId, NODE_ID_MAX_BYTES, PeerIdentity, PeerName, peer_identity, peer_of};
 
 /// The provider behind every configuration of this crate: aws-lc-rs with the hybrid post-quantum key
 /// exchange X25519MLKEM768 offered first.

@@ -149,3 +149,140 @@ fn ca_key(pem: &str, ca: &X509Certificate<'_>) -> Result<WipedKeyPair> {
     }
     Ok(pair)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use rustls_pki_types::ServerName;
+    use webpki::{EndEntityCert, KeyUsage};
+    use x509_parser::extensions::ParsedExtension;
+
+    use super::*;
+
+    fn der(pem: &str) -> CertificateDer<'static> {
+        certificates_from_pem(pem.as_bytes(), "test").unwrap().remove(0)
+    }
+
+    fn days_left(certificate: &X509Certificate<'_>) -> i64 {
+        let now = i64::try_from(UnixTime::now().as_secs()).unwrap();
+        (certificate.validity().not_after.timestamp() - now + 43_200) / 86_400
+    }
+
+    fn refusal(ca: &str, key: &str, dns: &[&str], days: u32) -> String {
+        let dns: Vec<_> = dns.iter().map(|name| (*name).to_owned()).collect();
+        make_cert(ca, key, &dns, &[], days).err().expect("it was made").to_string()
+    }
+
+    #[test]
+    fn a_certificate_serves_its_names_for_server_and_client_under_its_ca() {
+        let (ca, ca_key) = make_ca("Example CA").unwrap();
+        let dns = ["node1.example.com".to_owned(), "*.vault.example.com".to_owned()];
+        let ips = ["192.0.2.1".parse().unwrap(), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+        let (certificate, _) = make_cert(&ca, &ca_key, &dns, &ips, CERT_DAYS).unwrap();
+        let (ca, certificate) = (der(&ca), der(&certificate));
+
+        let anchor = webpki::anchor_from_trusted_cert(&ca).unwrap();
+        let end_entity = EndEntityCert::try_from(&certificate).unwrap();
+        for usage in [KeyUsage::server_auth(), KeyUsage::client_auth()] {
+            let anchors = std::slice::from_ref(&anchor);
+            end_entity
+                .verify_for_usage(
+                    webpki::ALL_VERIFICATION_ALGS,
+                    anchors,
+                    &[],
+                    UnixTime::now(),
+                    usage,
+                    None,
+                    None,
+                )
+                .unwrap();
+        }
+        let serves = |name: &str| {
+            end_entity
+                .verify_is_valid_for_subject_name(&ServerName::try_from(name.to_owned()).unwrap())
+                .is_ok()
+        };
+        assert!(serves("node1.example.com") && serves("a.vault.example.com"));
+        assert!(serves("192.0.2.1") && serves("::1"));
+        assert!(!serves("node2.example.com") && !serves("192.0.2.2"));
+        assert_eq!(days_left(&parse_certificate(&certificate).unwrap()), i64::from(CERT_DAYS));
+    }
+
+    #[test]
+    fn a_ca_signs_no_further_cas_and_names_its_key() {
+        let (ca, ca_key) = make_ca("Example CA").unwrap();
+        let (certificate, _) = make_cert(&ca, &ca_key, &["a.test".into()], &[], 1).unwrap();
+        let (ca, certificate) = (der(&ca), der(&certificate));
+        let (ca, certificate) = (parse_certificate(&ca).unwrap(), parse_certificate(&certificate).unwrap());
+
+        let constraints = ca.basic_constraints().unwrap().unwrap().value;
+        assert!(constraints.ca && constraints.path_len_constraint == Some(0));
+        assert!(!certificate.is_ca());
+        assert_eq!(days_left(&ca), i64::from(CA_DAYS));
+        let subject_key = |certificate: &X509Certificate<'_>| {
+            certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+                ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+                _ => None,
+            })
+        };
+        let authority_key =
+            certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+                ParsedExtension::AuthorityKeyIdentifier(id) => {
+                    id.key_identifier.as_ref().map(|id| id.0.to_vec())
+                }
+                _ => None,
+            });
+        assert!(subject_key(&ca).is_some() && subject_key(&certificate).is_some());
+        assert_eq!(authority_key, subject_key(&ca));
+    }
+
+    #[test]
+    fn the_key_is_the_certificates() {
+        let (ca, ca_key) = make_ca("Example CA").unwrap();
+        crate::keys::certified_key(ca.as_bytes(), "ca", ca_key.as_bytes(), "ca key").unwrap();
+        let (certificate, key) = make_cert(&ca, &ca_key, &["a.test".into()], &[], 1).unwrap();
+        crate::keys::certified_key(certificate.as_bytes(), "cert", key.as_bytes(), "key").unwrap();
+    }
+
+    #[test]
+    fn a_certificate_never_outlives_its_ca() {
+        let (ca, ca_key) = make_ca("Example CA").unwrap();
+        let (certificate, _) = make_cert(&ca, &ca_key, &["a.test".into()], &[], CA_DAYS + 100).unwrap();
+        let (ca, certificate) = (der(&ca), der(&certificate));
+        let (ca, certificate) = (parse_certificate(&ca).unwrap(), parse_certificate(&certificate).unwrap());
+        assert_eq!(certificate.validity().not_after, ca.validity().not_after);
+    }
+
+    #[test]
+    fn a_ca_of_another_tool_signs_too() {
+        // Self-signed by OpenSSL's `req -x509`, hence CA:TRUE, with keys in their older forms.
+        for (ca, key) in [
+            (include_str!("../testdata/rsa.crt.pem"), include_str!("../testdata/rsa.pkcs1.pem")),
+            (include_str!("../testdata/p384.crt.pem"), include_str!("../testdata/p384.pkcs8.pem")),
+            (include_str!("../testdata/p256.crt.pem"), include_str!("../testdata/p256.sec1.pem")),
+            (include_str!("../testdata/ed25519.crt.pem"), include_str!("../testdata/ed25519.pkcs8.pem")),
+        ] {
+            let (certificate, _) = make_cert(ca, key, &["a.test".into()], &[], 1).unwrap();
+            let (ca, certificate) = (der(ca), der(&certificate));
+            let issuer = parse_certificate(&ca).unwrap();
+            parse_certificate(&certificate).unwrap().verify_signature(Some(issuer.public_key())).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_signed_is_refused_with_its_reason() {
+        let (ca, ca_key) = make_ca("Example CA").unwrap();
+        assert!(refusal(&ca, &ca_key, &[], 1).contains("at least one DNS name"));
+        assert!(refusal(&ca, &ca_key, &["not a name"], 1).contains("not a name"));
+        assert!(refusal(&ca, &ca_key, &["192.0.2.1"], 1).contains("IP address"));
+        assert!(refusal(&ca, &ca_key, &["a.test"], 0).contains("days"));
+        assert!(refusal(&ca, &ca_key, &["a.test"], u32::MAX).contains("days"));
+        let (other, other_key) = make_ca("Example CA").unwrap();
+        assert!(refusal(&other, &ca_key, &["a.test"], 1).contains("does not belong"));
+        let (leaf, leaf_key) = make_cert(&other, &other_key, &["a.test".into()], &[], 1).unwrap();
+        assert!(refusal(&leaf, &leaf_key, &["a.test"], 1).contains("keystead tls ca"));
+        assert!(refusal("", &ca_key, &["a.test"], 1).contains("the CA certificate"));
+        assert!(refusal(&ca, "", &["a.test"], 1).contains("the CA key"));
+    }
+}

@@ -119,3 +119,47 @@ impl Drop for WipedKeyPair {
         self.0.zeroize();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_survives_its_file() {
+        let key = NodeKey::generate().unwrap();
+        let pem = key.to_pkcs8_pem();
+        assert!(pem.lines().all(|line| line.len() <= 64), "lines as RFC 7468 wants them");
+        let again = NodeKey::from_pkcs8_pem(&pem).unwrap();
+        assert_eq!(again.spki_sha256(), key.spki_sha256());
+        assert_eq!(*again.to_pkcs8_pem(), *pem);
+    }
+
+    #[test]
+    fn the_written_buffer_never_grew() {
+        let pem = NodeKey::generate().unwrap().to_pkcs8_pem();
+        let body = pem.lines().filter(|line| !line.starts_with('-')).map(str::len).sum::<usize>();
+        assert_eq!(pem.capacity(), body + body / 64 + 64);
+    }
+
+    #[test]
+    fn two_keys_differ() {
+        let (one, two) = (NodeKey::generate().unwrap(), NodeKey::generate().unwrap());
+        assert_ne!(one.spki_sha256(), two.spki_sha256());
+    }
+
+    #[test]
+    fn keys_of_other_kinds_are_refused() {
+        for pem in [
+            include_str!("../testdata/rsa.pkcs8.pem"),
+            include_str!("../testdata/p384.pkcs8.pem"),
+            include_str!("../testdata/ed25519.pkcs8.pem"),
+            include_str!("../testdata/p256.encrypted.pem"),
+            include_str!("../testdata/p256.crt.pem"),
+            "",
+        ] {
+            let error = NodeKey::from_pkcs8_pem(pem).err().expect("it was read");
+            assert!(error.to_string().contains("P-256 private key"), "{error}");
+        }
+        NodeKey::from_pkcs8_pem(include_str!("../testdata/p256.pkcs8.pem")).unwrap();
+    }
+}

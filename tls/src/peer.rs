@@ -210,3 +210,77 @@ fn percent_decode(text: &str) -> Option<String> {
     }
     String::from_utf8(bytes).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(node_id: &str) -> PeerName {
+        PeerName { cluster_id: ClusterId([0xab; 16]), node_id: node_id.into(), incarnation: 0x1f }
+    }
+
+    #[test]
+    fn a_name_is_spelled_as_documented() {
+        let hex = "ab".repeat(16);
+        assert_eq!(name("n-1.a_b~c").to_uri(), format!("keystead://{hex}/000000000000001f/n-1.a_b~c"));
+        assert_eq!(name("a/b c%é").to_uri(), format!("keystead://{hex}/000000000000001f/a%2Fb%20c%25%C3%A9"));
+    }
+
+    #[test]
+    fn a_name_survives_its_uri() {
+        for node_id in ["n", "a/b", "../..", "ü%2F", "\u{1}\u{7f}", &"x".repeat(NODE_ID_MAX_BYTES)] {
+            assert_eq!(PeerName::from_uri(&name(node_id).to_uri()).unwrap(), name(node_id));
+        }
+    }
+
+    #[test]
+    fn other_spellings_are_refused() {
+        let hex = "ab".repeat(16);
+        let upper = hex.to_uppercase();
+        for uri in [
+            format!("https://{hex}/000000000000001f/n"),
+            format!("keystead://{hex}/000000000000001f"),
+            format!("keystead://{hex}/000000000000001f/"),
+            format!("keystead://{upper}/000000000000001f/n"),
+            format!("keystead://{hex}00/000000000000001f/n"),
+            format!("keystead://+{}/000000000000001f/n", &hex[1..]),
+            format!("keystead://{hex}/1f/n"),
+            format!("keystead://{hex}/000000000000001F/n"),
+            format!("keystead://{hex}/+00000000000001f/n"),
+            format!("keystead://{hex}/10000000000000000/n"),
+            format!("keystead://{hex}/000000000000001f/a/b"),
+            format!("keystead://{hex}/000000000000001f/%6e"),
+            format!("keystead://{hex}/000000000000001f/%2f"),
+            format!("keystead://{hex}/000000000000001f/%"),
+            format!("keystead://{hex}/000000000000001f/%+1"),
+            format!("keystead://{hex}/000000000000001f/%FF"),
+            format!("keystead://{hex}/000000000000001f/{}", "x".repeat(NODE_ID_MAX_BYTES + 1)),
+        ] {
+            assert!(PeerName::from_uri(&uri).is_err(), "{uri}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_id_survives_its_hex_form() {
+        let id = ClusterId(*b"\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\xff");
+        assert_eq!(id.to_string(), "000102030405060708090a0b0c0d0eff");
+        assert_eq!(id.to_string().parse::<ClusterId>().unwrap(), id);
+    }
+
+    #[test]
+    fn damaged_certificates_are_refused_without_a_panic() {
+        let ca = crate::ClusterCa::generate(ClusterId([1; 16])).unwrap();
+        let key = crate::NodeKey::generate().unwrap();
+        let own = PeerName { cluster_id: ClusterId([1; 16]), node_id: "n".into(), incarnation: 5 };
+        let certificate = ca.sign_csr(&key.csr_der("n", 5).unwrap(), &own).unwrap();
+        let identity = peer_identity(&certificate).unwrap();
+        assert_eq!(identity.name, own);
+        assert_eq!(identity.spki_sha256, key.spki_sha256());
+        for length in 0..certificate.len() {
+            assert!(peer_identity(&certificate[..length]).is_err(), "cut at {length}");
+        }
+        let mut longer = certificate.clone();
+        longer.push(0);
+        assert!(peer_identity(&longer).is_err());
+    }
+}
