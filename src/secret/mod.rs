@@ -1,0 +1,36 @@
+//! Memory that holds keys: locked against swapping, wiped when dropped, and never printed or compared in the
+//! usual ways.
+//!
+//! Every role has a type of its own, read only through `expose`, which is easy to grep for. What cannot be wiped:
+//! copies that the compiler leaves in registers and on the stack when a value moves, the pages of a suspended
+//! machine's memory image, and what a cipher's implementation keeps while it runs. Key bytes are therefore filled
+//! in place on the heap wherever the interface of a cipher allows it.
+#![cfg_attr(test, allow(clippy::unwrap_used))] // in a test, a panic is the report
+
+mod keys;
+mod lock;
+mod text;
+
+pub use keys::{BarrierKey, DerivedKey, Kek, LogKey, PathKey, RootKey, ShareBytes};
+pub use lock::{Locked, disable_core_dumps, mlock_failures, set_mlock};
+pub use text::SecretString;
+
+/// Fills `bytes` from the operating system's random generator.
+///
+/// # Panics
+/// When the operating system has no working generator. Nothing safe can be done without one, and on Linux it
+/// cannot happen once the machine has booted.
+pub fn fill_random(bytes: &mut [u8]) {
+    getrandom::fill(bytes).expect("the operating system's random generator works");
+}
+
+/// Returns `N` random bytes for what is public, such as salts, nonces and ids. Keys are filled in place instead.
+///
+/// # Panics
+/// As [`fill_random`].
+#[must_use]
+pub fn random_array<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    fill_random(&mut bytes);
+    bytes
+}

@@ -1,0 +1,76 @@
+//! Secrets that are text: tokens, and shares as people type them.
+
+use std::fmt;
+
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+/// A secret string that is wiped when dropped, never printed, and compared in constant time.
+///
+/// It is not locked against swapping: requests carry such strings through buffers that are not locked either.
+#[derive(Clone)]
+pub struct SecretString(Zeroizing<String>);
+
+impl SecretString {
+    /// Takes over `text`, without a copy.
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+
+    /// The text itself.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this is `other`, in a time that depends on the lengths alone.
+    #[must_use]
+    pub fn ct_eq(&self, other: &str) -> bool {
+        self.0.as_bytes().ct_eq(other.as_bytes()).into()
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is no text at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl From<String> for SecretString {
+    fn from(text: String) -> Self {
+        Self::new(text)
+    }
+}
+
+impl fmt::Debug for SecretString {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SecretString").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_text_is_equal_and_nothing_else_is() {
+        let token = SecretString::new("hvs.one".to_owned());
+        assert!(token.ct_eq("hvs.one"));
+        assert!(!token.ct_eq("hvs.onE"));
+        assert!(!token.ct_eq("hvs.one "));
+        assert!(!token.ct_eq(""));
+    }
+
+    #[test]
+    fn debug_does_not_show_the_text() {
+        let shown = format!("{:?}", SecretString::new("hvs.one".to_owned()));
+        assert_eq!(shown, "SecretString { .. }");
+    }
+}
