@@ -1,0 +1,387 @@
+//! The seal configuration: what a sealed node must know to be opened, in the clear and under a MAC.
+//!
+//! The MAC's key comes from the root key, so that a sealed node cannot check it: it trusts the configuration only so
+//! far as to collect shares, and refuses it as soon as the root key is known and the MAC is wrong.
+
+use std::fmt;
+
+use super::shamir::{CombineError, SharePoint, combine};
+use super::share::{Share, vault_tag};
+use super::wrap::{Wrap, WrapError};
+use crate::barrier::{Mac, SealCfg, VaultId, derive, root_commitment};
+use crate::secret::{Kek, RootKey};
+use subtle::ConstantTimeEq;
+
+const VERSION: u8 = 1;
+const MAC_TAG: &str = "keystead/v1/seal-config";
+const VERIFIER_TAG: &str = "keystead/v1/share-verifier";
+/// Far above what 255 shares in several seals take.
+const MAX_LEN: usize = 256 * 1024;
+const MAX_SEALS: usize = 16;
+const MAX_NAME_LEN: usize = 256;
+
+/// What protects a wrap's KEK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+#[non_exhaustive]
+pub enum SealKind {
+    /// It is split into shares.
+    Shamir,
+}
+
+impl SealKind {
+    /// The name by which `sys/seal-status` calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Shamir => "shamir",
+        }
+    }
+
+    /// The number under the MAC; never used for another kind.
+    fn number(self) -> u8 {
+        match self {
+            Self::Shamir => 1,
+        }
+    }
+}
+
+impl fmt::Display for SealKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What recognises one share without giving it away.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Verifier {
+    /// The share's x.
+    pub x: u8,
+    /// HMAC-SHA256 under the seal's public salt over vault id, generation, x and y.
+    pub tag: [u8; 32],
+}
+
+/// One seal, that is one way to the root key.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct SealEntry {
+    /// Its name, unique among the seals.
+    pub name: String,
+    /// What protects the KEK.
+    pub kind: SealKind,
+    /// Shares that were made.
+    pub shares: u8,
+    /// Shares that open it.
+    pub threshold: u8,
+    /// Salt of the verifiers, public.
+    pub verifier_salt: [u8; 32],
+    /// One for every share.
+    pub verifiers: Vec<Verifier>,
+    /// The root key under the KEK.
+    pub wrap: Wrap,
+}
+
+/// How this vault is opened. All of it is public.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct SealConfig {
+    /// The vault.
+    pub vault_id: VaultId,
+    /// Counted from 1; a rekey makes the next.
+    pub root_generation: u32,
+    /// What every wrap must open to, see [`root_commitment`].
+    pub root_commitment: [u8; 32],
+    /// The ways to the root key.
+    pub seals: Vec<SealEntry>,
+    /// When it was made, in milliseconds since the Unix epoch.
+    pub created_ms: u64,
+    /// HMAC-SHA256 over everything above, under a key derived from the root key.
+    pub mac: [u8; 32],
+}
+
+/// What is wrong with a seal configuration.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SealConfigError {
+    /// A format this version does not know.
+    #[error(
+        "seal configuration has format {version}, of which this version of Keystead knows nothing; use a newer one"
+    )]
+    UnknownVersion {
+        /// The format it names.
+        version: u8,
+    },
+    /// It cannot be what this program wrote.
+    #[error("seal configuration is damaged ({what}); rebuild this node from its peers or restore a backup")]
+    Malformed {
+        /// What does not fit.
+        what: &'static str,
+    },
+    /// The root key is another one than the configuration commits to.
+    #[error("the root key is not the one of this seal configuration")]
+    WrongRoot,
+    /// A field was changed since the configuration was made.
+    #[error(
+        "seal configuration was changed by somebody without the root key; rebuild this node from its peers"
+    )]
+    Tampered,
+}
+
+/// Why a share is not taken. Each message says what to do; none shows the share.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ShareRejection {
+    /// It names another vault.
+    #[error("the share belongs to another vault; enter one that was handed out for this vault")]
+    Foreign,
+    /// It names an older root key.
+    ///
+    /// A node that may lag behind asks the leader before it says so.
+    #[error(
+        "the share is stale: it opens root key generation {share_generation}, and a rekey has replaced that by \
+         {current}; enter a share that the last rekey handed out"
+    )]
+    Stale {
+        /// The share's generation.
+        share_generation: u32,
+        /// The configuration's.
+        current: u32,
+    },
+    /// It names a root key that this node does not know yet.
+    #[error(
+        "the share opens root key generation {share_generation}, and this node knows none after {current}: let it \
+         catch up with the leader, or unseal a node that has"
+    )]
+    Newer {
+        /// The share's generation.
+        share_generation: u32,
+        /// The configuration's.
+        current: u32,
+    },
+    /// It names this vault and root key, and is none of the shares.
+    #[error("share {x} is not as it was handed out: it was mistyped or changed; enter it again")]
+    Mistyped {
+        /// The share's number.
+        x: u8,
+    },
+    /// It is bare and none of the shares, for a reason it cannot tell.
+    #[error(
+        "share {x} is none of this vault's present shares: it was mistyped, replaced by a rekey or handed out for \
+         another vault; enter the share in its full form to learn which"
+    )]
+    Unrecognised {
+        /// The share's number.
+        x: u8,
+    },
+    /// The vault is not opened by shares.
+    #[error("this vault has no seal that takes shares")]
+    NoShamirSeal,
+}
+
+/// Why shares did not open the vault.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The vault is not opened by shares.
+    #[error("this vault has no seal that takes shares")]
+    NoShamirSeal,
+    /// More are needed.
+    #[error("{given} shares were given and {needed} are needed")]
+    NotEnough {
+        /// How many there were.
+        given: usize,
+        /// The threshold.
+        needed: u8,
+    },
+    /// They do not go together.
+    #[error(transparent)]
+    Combine(#[from] CombineError),
+    /// The shares, or the wrap and what it depends on.
+    #[error("the shares do not open the root key: {0}")]
+    Wrap(#[from] WrapError),
+    /// The root key was found and does not bear out the configuration.
+    #[error(transparent)]
+    Config(#[from] SealConfigError),
+}
+
+impl SealEntry {
+    /// Makes the verifiers of the shares that stand for `points`, for an entry under construction.
+    pub(super) fn verifiers_of(
+        salt: &[u8; 32],
+        vault_id: VaultId,
+        generation: u32,
+        points: &[SharePoint],
+    ) -> Vec<Verifier> {
+        let tag = |point: &SharePoint| verifier(salt, vault_id, generation, point).finish();
+        points.iter().map(|point| Verifier { x: point.x, tag: tag(point) }).collect()
+    }
+
+    fn check(&self, generation: u32) -> Result<(), &'static str> {
+        let numbers_fit = (1..=self.shares).contains(&self.threshold);
+        let distinct = self.verifiers.iter().enumerate().all(|(n, verifier)| {
+            verifier.x != 0 && self.verifiers[..n].iter().all(|earlier| earlier.x != verifier.x)
+        });
+        match () {
+            () if self.name.is_empty() || self.name.len() > MAX_NAME_LEN => Err("name of a seal"),
+            () if !numbers_fit => Err("shares and threshold"),
+            () if self.verifiers.len() != usize::from(self.shares) || !distinct => Err("verifiers"),
+            () if self.wrap.seal_name != self.name => Err("seal name in a wrap"),
+            () if self.wrap.root_generation != generation => Err("root generation in a wrap"),
+            () => Ok(()),
+        }
+    }
+}
+
+impl SealConfig {
+    /// Puts a configuration together and signs it.
+    #[must_use]
+    pub fn signed(
+        vault_id: VaultId,
+        root_generation: u32,
+        seals: Vec<SealEntry>,
+        created_ms: u64,
+        root: &RootKey,
+    ) -> Self {
+        let root_commitment = root_commitment(root, vault_id, root_generation);
+        let mut config = Self { vault_id, root_generation, root_commitment, seals, created_ms, mac: [0; 32] };
+        config.mac = config.mac_under(root).finish();
+        config
+    }
+
+    /// The bytes that are stored and sent.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![VERSION];
+        bincode::encode_into_std_write(self, &mut bytes, codec()).expect("a Vec takes all bytes");
+        bytes
+    }
+
+    /// Reads what [`SealConfig::encode`] wrote. What it says is not to be believed before [`SealConfig::verify`].
+    ///
+    /// # Errors
+    /// [`SealConfigError::UnknownVersion`] or [`SealConfigError::Malformed`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, SealConfigError> {
+        let malformed = |what| SealConfigError::Malformed { what };
+        let (version, rest) = bytes.split_first().ok_or(malformed("it is empty"))?;
+        if *version != VERSION {
+            return Err(SealConfigError::UnknownVersion { version: *version });
+        }
+        let (config, read) =
+            bincode::decode_from_slice::<Self, _>(rest, codec()).map_err(|_| malformed("layout"))?;
+        if read != rest.len() {
+            return Err(malformed("length"));
+        }
+        if config.seals.is_empty() || config.seals.len() > MAX_SEALS {
+            return Err(malformed("number of seals"));
+        }
+        for (n, seal) in config.seals.iter().enumerate() {
+            seal.check(config.root_generation).map_err(malformed)?;
+            if config.seals[..n].iter().any(|earlier| earlier.name == seal.name) {
+                return Err(malformed("two seals of one name"));
+            }
+        }
+        Ok(config)
+    }
+
+    /// The seal whose shares people hold, if there is one.
+    #[must_use]
+    pub fn shamir(&self) -> Option<&SealEntry> {
+        self.seals.iter().find(|seal| seal.kind == SealKind::Shamir)
+    }
+
+    /// Checks the configuration against the root key: first the commitment, then the MAC over every field.
+    ///
+    /// # Errors
+    /// [`SealConfigError::WrongRoot`] or [`SealConfigError::Tampered`].
+    pub fn verify(&self, root: &RootKey) -> Result<(), SealConfigError> {
+        let commitment = root_commitment(root, self.vault_id, self.root_generation);
+        if !bool::from(commitment.ct_eq(&self.root_commitment)) {
+            return Err(SealConfigError::WrongRoot);
+        }
+        if self.mac_under(root).verify(&self.mac) { Ok(()) } else { Err(SealConfigError::Tampered) }
+    }
+
+    /// Whether `share` is one of those that were handed out, before enough of them are there to try.
+    ///
+    /// # Errors
+    /// [`ShareRejection`], which says what to do.
+    pub fn check_share(&self, share: &Share) -> Result<(), ShareRejection> {
+        let seal = self.shamir().ok_or(ShareRejection::NoShamirSeal)?;
+        let current = self.root_generation;
+        if let Some(origin) = share.origin {
+            if origin.vault_tag != vault_tag(self.vault_id) {
+                return Err(ShareRejection::Foreign);
+            }
+            let share_generation = origin.generation;
+            match share_generation.cmp(&current) {
+                std::cmp::Ordering::Less => return Err(ShareRejection::Stale { share_generation, current }),
+                std::cmp::Ordering::Greater => {
+                    return Err(ShareRejection::Newer { share_generation, current });
+                }
+                std::cmp::Ordering::Equal => {}
+            }
+        }
+        let x = share.point.x;
+        let mac = verifier(&seal.verifier_salt, self.vault_id, current, &share.point);
+        let known = seal.verifiers.iter().find(|verifier| verifier.x == x);
+        match known.is_some_and(|known| mac.verify(&known.tag)) {
+            true => Ok(()),
+            false if share.origin.is_some() => Err(ShareRejection::Mistyped { x }),
+            false => Err(ShareRejection::Unrecognised { x }),
+        }
+    }
+
+    /// Gives back the root key from shares, all of which are used, and checks it and this configuration.
+    ///
+    /// # Errors
+    /// [`OpenError`]; no part of the secrets is in it.
+    pub fn unwrap_root(&self, points: &[SharePoint]) -> Result<RootKey, OpenError> {
+        let seal = self.shamir().ok_or(OpenError::NoShamirSeal)?;
+        if points.len() < usize::from(seal.threshold) {
+            return Err(OpenError::NotEnough { given: points.len(), needed: seal.threshold });
+        }
+        let kek = Kek::from_bytes(&*combine(points)?);
+        let root = seal.wrap.open(self.vault_id, &kek)?;
+        self.verify(&root)?;
+        Ok(root)
+    }
+
+    fn mac_under(&self, root: &RootKey) -> Mac {
+        let key = derive::<SealCfg>(root, self.vault_id, self.root_generation);
+        let count = |len: usize| u32::try_from(len).expect("seals and shares are few");
+        let mut mac = Mac::new(key.expose(), MAC_TAG)
+            .u8(VERSION)
+            .field(&self.vault_id.0)
+            .u32(self.root_generation)
+            .field(&self.root_commitment)
+            .u64(self.created_ms)
+            .u32(count(self.seals.len()));
+        for seal in &self.seals {
+            mac = mac
+                .field(seal.name.as_bytes())
+                .u8(seal.kind.number())
+                .u8(seal.shares)
+                .u8(seal.threshold)
+                .field(&seal.verifier_salt)
+                .u32(count(seal.verifiers.len()));
+            for verifier in &seal.verifiers {
+                mac = mac.u8(verifier.x).field(&verifier.tag);
+            }
+            mac = mac
+                .field(&seal.wrap.wrap_id)
+                .field(seal.wrap.seal_name.as_bytes())
+                .u32(seal.wrap.root_generation)
+                .field(&seal.wrap.salt)
+                .field(&seal.wrap.commit)
+                .field(&seal.wrap.nonce)
+                .field(&seal.wrap.ciphertext);
+        }
+        mac
+    }
+}
+
+/// Fixed-length integers, so that every byte of an encoding has one place; bounded, for it comes from the network.
+fn codec() -> impl bincode::config::Config {
+    bincode::config::standard().with_big_endian().with_fixed_int_encoding().with_limit::<MAX_LEN>()
+}
+
+fn verifier(salt: &[u8; 32], vault_id: VaultId, generation: u32, point: &SharePoint) -> Mac {
+    Mac::new(salt, VERIFIER_TAG).field(&vault_id.0).u32(generation).u8(point.x).field(point.y.expose())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,24 @@
+//! How the vault is opened: the root key, wrapped by a key that exists as Shamir shares only.
+//!
+//! [`init`] makes a new root key, wraps it and hands out the shares; [`SealConfig`] is what every node, sealed or
+//! not, keeps about it in the clear; [`Share`] is what a key holder types in. Byte formats, all integers big-endian:
+//!
+//! | what | bytes |
+//! |---|---|
+//! | share | `1`, generation `[4]`, vault tag `[6]`, x `[1]`, y `[32]`, checksum `[4]` |
+//! | bare share | x `[1]`, y `[32]` |
+//! | seal configuration | `1`, then bincode (fixed-length integers) of [`SealConfig`] |
+#![cfg_attr(test, allow(clippy::unwrap_used))] // in a test, a panic is the report
+
+mod config;
+mod gf256;
+mod init;
+mod shamir;
+mod share;
+mod wrap;
+
+pub use config::{OpenError, SealConfig, SealConfigError, SealEntry, SealKind, ShareRejection, Verifier};
+pub use init::{InitError, InitOutput, InitParams, SHAMIR_SEAL, init, reseal};
+pub use shamir::{CombineError, SharePoint, SplitError, combine, split};
+pub use share::{Share, ShareOrigin, ShareTextError, vault_tag};
+pub use wrap::{Wrap, WrapError};
