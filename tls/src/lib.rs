@@ -9,6 +9,8 @@
 //! Every configuration names its cryptography provider; nothing here depends on, or sets, the
 //! process-wide default of rustls.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))] // in a test, a panic is the report
+
 pub mod api_client;
 pub mod api_listener;
 pub mod cluster_ca;

@@ -171,7 +171,7 @@ mod tests {
 
     fn refusal(ca: &str, key: &str, dns: &[&str], days: u32) -> String {
         let dns: Vec<_> = dns.iter().map(|name| (*name).to_owned()).collect();
-        make_cert(ca, key, &dns, &[], days).err().expect("it was made").to_string()
+        make_cert(ca, key, &dns, &[], days).expect_err("it was made").to_string()
     }
 
     #[test]

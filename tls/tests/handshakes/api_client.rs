@@ -192,7 +192,7 @@ async fn a_client_certificate_is_presented_from_files_and_from_text() {
 
 #[test]
 fn errors_name_the_file() {
-    let fails = |tls: ClientTls| tls.build().err().expect("it was built");
+    let fails = |tls: ClientTls| tls.build().expect_err("it was built");
     let error = fails(ClientTls { ca_file: Some("/nowhere/ca.pem".into()), ..ClientTls::default() });
     assert!(
         matches!(&error, Error::ReadFile { .. }) && error.to_string().contains("/nowhere/ca.pem"),
