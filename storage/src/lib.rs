@@ -16,6 +16,11 @@ pub mod state;
 pub mod txn;
 
 mod codec;
+mod database;
+mod log_disk;
+mod log_view;
+mod log_writer;
+mod packed;
 
 pub use datadir::DataDir;
 pub use error::StorageError;

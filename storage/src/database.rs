@@ -1,0 +1,251 @@
+//! One sled database, opened and synced by the only rules under which it keeps what it promised.
+//!
+//! sled's own `flush` is not an fsync on Linux (it calls `sync_file_range` alone), a flusher thread of its
+//! own would write without a real sync, and damage shows as a panic while it opens. So: no flusher
+//! thread, an own `fdatasync` after every flush, large segments so that no value is put into an unsynced
+//! blob file, and `catch_unwind` around opening.
+
+use std::fs::{self, File};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::datadir::{self, MIN_FREE_BYTES};
+use crate::error::StorageError;
+use crate::log::SyncStats;
+
+/// Segments of 8 MiB: a leaf of 17 values of 64 KiB stays below a quarter of it, past which sled would
+/// move it to a blob. It cannot be changed once a database exists.
+const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
+/// Most operations in one batch; sled leaks memory on batches of a thousand.
+pub(crate) const BATCH_OPERATIONS: usize = 512;
+
+/// An open database and a handle of our own to sync its file.
+pub(crate) struct Database {
+    db: sled::Db,
+    file: File,
+    dir: PathBuf,
+    meter: SyncMeter,
+}
+
+impl Database {
+    /// Opens or creates the database in `dir`.
+    pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, StorageError> {
+        remove_leftovers(dir)?;
+        let free_bytes = datadir::free_bytes(dir)?;
+        if free_bytes < MIN_FREE_BYTES {
+            return Err(StorageError::Full { path: dir.to_owned(), free_bytes });
+        }
+        let config = sled::Config::new()
+            .path(dir)
+            .segment_size(SEGMENT_BYTES)
+            .cache_capacity(cache_bytes)
+            .flush_every_ms(None);
+        let db = guarded(dir, || config.open().map_err(|e| StorageError::sled("open database", dir, e)))?;
+        let path = dir.join("db");
+        let file = File::open(&path)
+            .map_err(|e| StorageError::io(format!("open {} to sync it", path.display()), e))?;
+        let database = Self { db, file, dir: dir.to_owned(), meter: SyncMeter::default() };
+        database.check_blobs()?;
+        // Opening wrote files; what is written from now on must find them after a power cut.
+        database.sync()?;
+        datadir::sync_dir(dir)?;
+        Ok(database)
+    }
+
+    /// Opens a tree.
+    pub fn tree(&self, name: &str) -> Result<sled::Tree, StorageError> {
+        self.db.open_tree(name).map_err(|e| self.error("open tree", e))
+    }
+
+    /// Removes a tree with all that is in it.
+    pub fn drop_tree(&self, name: &str) -> Result<(), StorageError> {
+        self.db.drop_tree(name).map_err(|e| self.error("drop tree", e))?;
+        Ok(())
+    }
+
+    /// Names of trees that begin with `prefix`, in order.
+    pub fn tree_names(&self, prefix: &str) -> Vec<String> {
+        let names = self.db.tree_names();
+        let mut names: Vec<String> = names
+            .iter()
+            .filter_map(|name| std::str::from_utf8(name).ok())
+            .filter(|name| name.starts_with(prefix))
+            .map(str::to_owned)
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Brings everything written so far to the disk: one flush of sled, one `fdatasync`.
+    pub fn sync(&self) -> Result<(), StorageError> {
+        let began = self.meter.begin();
+        let result = self
+            .db
+            .flush()
+            .map_err(|e| self.error("flush", e))
+            .and_then(|_| self.file.sync_data().map_err(|e| StorageError::io("sync", e)));
+        self.meter.end(began);
+        result
+    }
+
+    /// How long syncs take.
+    pub fn meter(&self) -> &SyncMeter {
+        &self.meter
+    }
+
+    /// Translates an error of sled.
+    pub fn error(&self, context: &str, source: sled::Error) -> StorageError {
+        StorageError::sled(context, &self.dir, source)
+    }
+
+    /// A value in a blob file is never synced; values are capped so that there is none.
+    pub fn check_blobs(&self) -> Result<(), StorageError> {
+        let path = self.dir.join("blobs");
+        let mut entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(StorageError::io(format!("read {}", path.display()), e)),
+        };
+        match entries.next() {
+            None => Ok(()),
+            Some(_) => Err(StorageError::damaged(format!("{} is not empty", path.display()))),
+        }
+    }
+}
+
+/// Runs `f` and turns a panic, which is how sled reports damage, into an error.
+pub(crate) fn guarded<T>(dir: &Path, f: impl FnOnce() -> Result<T, StorageError>) -> Result<T, StorageError> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| {
+        Err(StorageError::damaged(format!("the database in {} is damaged", dir.display())))
+    })
+}
+
+/// Ends the process after a panic on a storage thread: replication would not notice that it is gone and
+/// would go on acknowledging.
+pub(crate) fn abort_on_panic(thread: &str, body: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(body)).is_err() {
+        tracing::error!(thread, "a storage thread panicked; the process ends");
+        std::process::abort();
+    }
+}
+
+/// Deletes what an interrupted run left and the next open would take for damage.
+fn remove_leftovers(dir: &Path) -> Result<(), StorageError> {
+    let context = || format!("look for leftovers in {}", dir.display());
+    for entry in fs::read_dir(dir).map_err(|e| StorageError::io(context(), e))? {
+        let entry = entry.map_err(|e| StorageError::io(context(), e))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let generating = name.starts_with("snap.") && name.ends_with(".generating");
+        let size = entry.metadata().map_err(|e| StorageError::io(context(), e))?.len();
+        if generating || (name.starts_with("snap.") && size == 0) {
+            tracing::warn!(file = %entry.path().display(), "deleting the leftover of an interrupted run");
+            fs::remove_file(entry.path()).map_err(|e| StorageError::io(context(), e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Measures syncs, the one under way included.
+pub(crate) struct SyncMeter {
+    epoch: Instant,
+    /// Microseconds since `epoch` when the sync under way began, plus one; zero if there is none.
+    running: AtomicU64,
+    syncs: AtomicU64,
+    last_us: AtomicU64,
+    total_us: AtomicU64,
+    groups: AtomicU64,
+    entries: AtomicU64,
+}
+
+impl Default for SyncMeter {
+    fn default() -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            epoch: Instant::now(),
+            running: zero(),
+            syncs: zero(),
+            last_us: zero(),
+            total_us: zero(),
+            groups: zero(),
+            entries: zero(),
+        }
+    }
+}
+
+impl SyncMeter {
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn begin(&self) -> u64 {
+        let now = self.now_us();
+        self.running.store(now + 1, Ordering::Relaxed);
+        now
+    }
+
+    fn end(&self, began: u64) {
+        let took = self.now_us() - began;
+        self.running.store(0, Ordering::Relaxed);
+        self.last_us.store(took, Ordering::Relaxed);
+        self.total_us.fetch_add(took, Ordering::Relaxed);
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a group of appends that shared a sync.
+    pub fn group(&self, entries: u64) {
+        self.groups.fetch_add(1, Ordering::Relaxed);
+        self.entries.fetch_add(entries, Ordering::Relaxed);
+    }
+
+    /// All measurements so far.
+    pub fn stats(&self) -> SyncStats {
+        let syncs = self.syncs.load(Ordering::Relaxed);
+        let running = self.running.load(Ordering::Relaxed);
+        SyncStats {
+            syncs,
+            groups: self.groups.load(Ordering::Relaxed),
+            entries: self.entries.load(Ordering::Relaxed),
+            last_us: self.last_us.load(Ordering::Relaxed),
+            mean_us: self.total_us.load(Ordering::Relaxed).checked_div(syncs).unwrap_or(0),
+            running_us: if running == 0 { 0 } else { (self.now_us() + 1).saturating_sub(running) },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leftovers_of_a_full_disk_do_not_stop_the_next_open() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let database = Database::open(dir.path(), 1 << 20).expect("new");
+        database.tree("t").expect("tree").insert(b"k", b"v").expect("insert");
+        database.sync().expect("sync");
+        drop(database);
+        fs::write(dir.path().join("snap.0000000000000001.generating"), "").expect("write");
+        fs::write(dir.path().join("snap.00000000000000ff"), "").expect("write");
+        let database = Database::open(dir.path(), 1 << 20).expect("leftovers are gone");
+        assert_eq!(database.tree("t").expect("tree").get(b"k").expect("get").expect("kept"), b"v");
+    }
+
+    #[test]
+    fn a_panic_becomes_damage_with_a_remedy() {
+        let error = guarded::<()>(Path::new("x"), || panic!("as sled does")).expect_err("damaged");
+        assert!(error.to_string().contains("rebuild this node"), "{error}");
+    }
+
+    #[test]
+    fn a_sync_is_counted_and_measured() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let database = Database::open(dir.path(), 1 << 20).expect("new");
+        let before = database.meter().stats().syncs;
+        database.sync().expect("sync");
+        let stats = database.meter().stats();
+        assert_eq!((stats.syncs, stats.running_us), (before + 1, 0));
+    }
+}
