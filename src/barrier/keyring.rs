@@ -381,6 +381,8 @@ mod tests {
         twice.log.push(LogTerm { term: 1, key: LogKey::random() });
         assert!(Keyring::decode(&encoded(twice)).is_none());
         assert!(Keyring::decode(&[&encoded(fixed())[..], &[0]].concat()).is_none());
+        let sealed = Keyring { log: vec![], ..fixed() }.seal(&root(), VAULT, 1);
+        assert_eq!(Keyring::open(&sealed, &root(), VAULT, 1).unwrap_err(), KeyringError::Malformed);
     }
 
     #[test]
