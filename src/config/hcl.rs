@@ -472,6 +472,7 @@ mod tests {
     #[test]
     fn interpolation_is_plain_text_even_with_quotation_marks_in_it() {
         assert_eq!(tree(r#"a = "x${f("y")}z""#), r#"a@1="x${f(\"y\")}z""#);
+        assert_eq!(tree(r#"a = "${{}"y"}z""#), r#"a@1="${{}\"y\"}z""#);
     }
 
     #[test]

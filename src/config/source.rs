@@ -98,14 +98,21 @@ fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
 
 fn read_file(path: &Path) -> Result<File, ConfigError> {
     let bytes = read_bytes(path).map_err(|error| unreadable(path, error))?;
-    let at = |line| At { file: Arc::from(path), line };
     let text = std::str::from_utf8(&bytes).map_err(|error| {
         let before = &bytes[..error.valid_up_to()];
         let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-        at(u32::try_from(line).unwrap_or(u32::MAX)).error("this is not UTF-8 text")
+        let line = u32::try_from(line).unwrap_or(u32::MAX);
+        At { file: Arc::from(path), line }.error("this is not UTF-8 text")
     })?;
-    let items = hcl::parse(text).map_err(|error| at(error.line).error(error.message))?;
-    Ok(File { path: Arc::from(path), items })
+    parse(path, text)
+}
+
+/// Parses the text of the file at `path`.
+pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
+    let path: Arc<Path> = Arc::from(path);
+    let items = hcl::parse(text)
+        .map_err(|error| At { file: Arc::clone(&path), line: error.line }.error(error.message))?;
+    Ok(File { path, items })
 }
 
 /// The file's bytes, wiped when dropped: a client key may be among them.
