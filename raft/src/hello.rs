@@ -1,0 +1,81 @@
+//! The first frame each way on the cluster port: who speaks, and what the channel is for.
+
+use crate::codec::{self, DecodeError};
+
+/// What a connection is for. Each kind has connections of its own, so that a heartbeat never waits behind bulk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, bincode::Encode, bincode::Decode)]
+pub enum Channel {
+    /// Votes, heartbeats, leadership transfer.
+    Control,
+    /// Append streams.
+    Bulk,
+    /// Snapshot pieces.
+    Snapshot,
+    /// Forwarded requests and read-index exchanges, between nodes that have proved to hold the root key.
+    Open,
+}
+
+/// Who speaks. Kept outside Raft: addresses heal themselves through it.
+#[derive(Debug, Clone, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Hello {
+    /// What this release can do; a cluster's level is raised by an entry once every member supports it.
+    pub feature_level: u32,
+    /// Raised by a recovery from lost quorum; members of different epochs do not talk.
+    pub epoch: u64,
+    /// The operator's name of the place.
+    pub node_id: String,
+    /// The Raft id; must be the certificate's.
+    pub incarnation: u64,
+    /// `host:port` of the cluster port.
+    pub cluster_addr: String,
+    /// Base URL of the HTTP API.
+    pub api_addr: String,
+    /// Drawn at each start of the process: two of them at once under one incarnation are a clone.
+    pub boot_id: u64,
+    /// What the connection is for.
+    pub channel: Channel,
+    /// Whether the speaker is sealed.
+    pub sealed: bool,
+}
+
+/// The feature level of this release.
+pub const FEATURE_LEVEL: u32 = 1;
+
+/// Why a node will not talk.
+#[derive(Debug, Clone, PartialEq, Eq, bincode::Encode, bincode::Decode, thiserror::Error)]
+pub enum Refusal {
+    /// The caller's incarnation has been removed from the cluster.
+    #[error("this node was removed from the cluster; to use it again, stop it, move its data directory away and start it so that it joins anew")]
+    Removed,
+    /// The caller's key is not the one that the directory pins for its incarnation.
+    #[error("the directory knows another key for this incarnation")]
+    KeyNotPinned,
+    /// The caller is of another epoch: one side went through a recovery from lost quorum.
+    #[error("this cluster is at epoch {ours}, the caller at {theirs}: a recovery from lost quorum lies between them")]
+    Epoch {
+        /// The refusing side's epoch.
+        ours: u64,
+        /// The caller's epoch.
+        theirs: u64,
+    },
+    /// Another live process claims the same incarnation: one of the two runs on a copy of the other's disk.
+    #[error("another process is connected under this node's identity: one of the two runs on a copy of the other's data directory; stop the copy")]
+    Clone,
+    /// The hello did not agree with the certificate, or was not understood.
+    #[error("malformed hello")]
+    Malformed,
+    /// Too many connections.
+    #[error("too many connections")]
+    Busy,
+}
+
+impl Hello {
+    /// Reads a hello.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let hello: Self = codec::decode(bytes)?;
+        let plausible = hello.node_id.len() <= keystead_tls::peer::NODE_ID_MAX_BYTES
+            && hello.cluster_addr.len() <= 512
+            && hello.api_addr.len() <= 512;
+        if plausible { Ok(hello) } else { Err(DecodeError::Invalid("hello")) }
+    }
+}

@@ -1,0 +1,254 @@
+//! Who leads, who may stand for election, and when a leader hands over.
+//!
+//! An unsealed voter stands for election as Raft says. A sealed one stands only after a while in which nobody
+//! has won, for it may hold entries that the unsealed ones lack; it then replicates, and hands over to an
+//! unsealed voter as soon as one is reachable and caught up. Nodes never get different timeouts: the timeout is
+//! the lease too.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use keystead_storage::SealedState;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::{
+    clock::{ClusterClock, wall_ms},
+    directory::DirectoryCache,
+    peers::Peers,
+    replicated::{LeaderInfo, Leadership},
+    types::Raft,
+    vault_side::VaultSide,
+};
+
+/// How often seal states and contacts are looked at. Changes of leadership are seen at once.
+const TICK: Duration = Duration::from_millis(25);
+
+/// When this node last took an append of a leader.
+#[derive(Default)]
+pub struct Contact(Mutex<Option<(u64, Instant)>>);
+
+impl Contact {
+    /// A leader's append or heartbeat was accepted.
+    pub fn heard(&self, leader: u64) {
+        *self.0.lock() = Some((leader, Instant::now()));
+    }
+
+    /// How long ago, and from whom.
+    fn last(&self) -> Option<(u64, Duration)> {
+        self.0.lock().map(|(leader, at)| (leader, at.elapsed()))
+    }
+}
+
+/// Everything the leadership task looks at.
+pub struct Watcher {
+    /// This node's Raft id.
+    pub incarnation: u64,
+    /// This node as others should see it when it leads.
+    pub myself: LeaderInfo,
+    /// The library.
+    pub raft: Raft,
+    /// The local state.
+    pub state: Arc<dyn SealedState>,
+    /// Who is a member, and where.
+    pub directory: Arc<DirectoryCache>,
+    /// What was heard of the others.
+    pub peers: Arc<Peers>,
+    /// Whether this node is open.
+    pub vault: Arc<dyn VaultSide>,
+    /// Cluster time.
+    pub clock: Arc<ClusterClock>,
+    /// The last append taken.
+    pub contact: Arc<Contact>,
+    /// The greatest election timeout, which is the lease.
+    pub lease: Duration,
+    /// Set while this node must neither vote nor stand, for it forgot what it promised before its start.
+    pub quiet: Arc<AtomicBool>,
+    /// Where the result goes.
+    pub leadership: watch::Sender<Leadership>,
+}
+
+impl Watcher {
+    /// Runs until the raft runtime stops. `quiet` is how long this node keeps out of elections after its start.
+    pub async fn run(self, quiet: Duration) {
+        let started = Instant::now();
+        let mut metrics = self.raft.server_metrics();
+        let mut applied = self.raft.watch_apply_progress();
+        let mut late = LateCandidate::new(self.lease);
+        let mut was_leader = false;
+        let mut handed_over: Option<Instant> = None;
+        loop {
+            let over = started.elapsed() >= quiet;
+            if over {
+                self.quiet.store(false, Ordering::Release);
+            }
+            self.publish();
+            let leads = self.raft.is_leader();
+            if leads && !was_leader {
+                self.began_to_lead();
+            }
+            was_leader = leads;
+            self.candidacy(over, leads, &mut late).await;
+            if leads && !self.vault.is_open() {
+                self.hand_over(&mut handed_over).await;
+            }
+            tokio::select! {
+                changed = metrics.changed() => if changed.is_err() { return },
+                _ = applied.changed(), if leads && !self.leadership.borrow().is_self => {}
+                () = tokio::time::sleep(TICK) => {}
+            }
+        }
+    }
+
+    fn began_to_lead(&self) {
+        if let Some(leap_ms) = self.clock.lead() {
+            tracing::warn!(leap_ms, "cluster time leaps to this leader's wall clock; check the clocks of all nodes");
+            metrics::counter!("keystead_cluster_time_leaps").increment(1);
+        }
+        tracing::info!("this node leads");
+        metrics::counter!("keystead_raft_elections_won").increment(1);
+    }
+
+    fn publish(&self) {
+        let view = self.view();
+        self.leadership.send_if_modified(|current| {
+            let mut view = view;
+            if view.is_self && current.is_self && view.term == current.term {
+                view.active_since_ms = current.active_since_ms;
+            }
+            let changed = *current != view;
+            *current = view;
+            changed
+        });
+    }
+
+    fn view(&self) -> Leadership {
+        let (term, leads, current) = {
+            let metrics = self.raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            (metrics.vote.leader_id.term, metrics.state.is_leader(), metrics.current_leader)
+        };
+        if leads {
+            // A leader answers once the first entry of its term is applied: only then has it applied
+            // everything that was acknowledged before.
+            let is_self = self.state.applied().log_id.is_some_and(|id| id.term == term);
+            let active_since_ms = if is_self { wall_ms() } else { 0 };
+            return Leadership { term, leader: Some(self.myself.clone()), is_self, active_since_ms };
+        }
+        let fresh = self.contact.last().filter(|(_, ago)| *ago < self.lease * 2);
+        let leader = match (current, fresh) {
+            (Some(id), Some((heard, _))) if id == heard && id != self.incarnation => self.info(id),
+            _ => None,
+        };
+        Leadership { term, leader, is_self: false, active_since_ms: 0 }
+    }
+
+    fn info(&self, incarnation: u64) -> Option<LeaderInfo> {
+        let directory = self.directory.current();
+        let listed = directory.member(incarnation);
+        let heard = self.peers.status(incarnation);
+        let node_id = listed.map(|m| m.node_id.clone()).or_else(|| heard.as_ref().map(|h| h.node_id.clone()))?;
+        let api_addr = heard.as_ref().map(|h| h.api_addr.clone()).or_else(|| listed.map(|m| m.api_addr.clone()))?;
+        let cluster_addr =
+            heard.map(|h| h.cluster_addr).or_else(|| listed.map(|m| m.cluster_addr.clone()))?;
+        Some(LeaderInfo { incarnation, node_id, api_addr, cluster_addr: format!("https://{cluster_addr}") })
+    }
+
+    /// Switches this node's candidacy with its seal, and lets a sealed node stand late.
+    async fn candidacy(&self, over: bool, leads: bool, late: &mut LateCandidate) {
+        let open = self.vault.is_open();
+        // Switching candidacy off under a healthy leader would depose it; a sealed leader hands over instead.
+        if !leads {
+            self.raft.runtime_config().elect(over && open);
+        }
+        let silent = self.contact.last().is_none_or(|(_, ago)| ago > self.lease);
+        if leads || open || !over || !silent || !self.is_voter() {
+            late.rest(self.lease);
+            return;
+        }
+        if late.due(self.lease) {
+            tracing::info!("nobody leads: this sealed node stands for election to hand over");
+            if let Err(error) = self.raft.trigger().elect(true).await {
+                tracing::debug!(%error, "cannot stand for election");
+            }
+        }
+    }
+
+    fn is_voter(&self) -> bool {
+        self.raft.voter_ids().any(|id| id == self.incarnation)
+    }
+
+    /// Hands leadership to an unsealed voter that is reachable and has everything.
+    async fn hand_over(&self, last: &mut Option<Instant>) {
+        if last.is_some_and(|at| at.elapsed() < self.lease * 2) {
+            return;
+        }
+        let Some(target) = self.heir(|id| self.peers.status(id).is_some_and(|peer| !peer.sealed)) else {
+            return;
+        };
+        *last = Some(Instant::now());
+        tracing::info!(target = format!("{target:016x}"), "this node is sealed and hands leadership over");
+        if let Err(error) = self.raft.trigger().transfer_leader(target).await {
+            tracing::warn!(%error, "cannot hand leadership over");
+        }
+    }
+
+    /// A voter that was heard of lately, has the whole log, and fits.
+    pub fn heir(&self, fits: impl Fn(u64) -> bool) -> Option<u64> {
+        heir(&self.raft, &self.peers, self.incarnation, self.lease, fits)
+    }
+}
+
+/// See [`Watcher::heir`].
+pub fn heir(raft: &Raft, peers: &Peers, own: u64, window: Duration, fits: impl Fn(u64) -> bool) -> Option<u64> {
+    let (last, matched) = {
+        let metrics = raft.data_metrics();
+        let metrics = metrics.borrow_watched();
+        (metrics.last_log, metrics.replication.clone()?)
+    };
+    let voters: Vec<u64> = raft.voter_ids().collect();
+    voters.into_iter().find(|&id| {
+        id != own
+            && fits(id)
+            && peers.heard_within(id, window)
+            && matched.get(&id).is_some_and(|at| at.as_ref() >= last.as_ref())
+    })
+}
+
+/// The timer of a sealed node's candidacy.
+struct LateCandidate {
+    since: Instant,
+    wait: Duration,
+}
+
+impl LateCandidate {
+    fn new(lease: Duration) -> Self {
+        Self { since: Instant::now(), wait: Self::draw(lease) }
+    }
+
+    /// Between two and five leases: after every unsealed voter has had its turns.
+    fn draw(lease: Duration) -> Duration {
+        let random = (crate::identity::fresh_incarnation() % 1000) as u32;
+        lease * 2 + lease * 3 * random / 1000
+    }
+
+    fn rest(&mut self, lease: Duration) {
+        if self.since.elapsed() > TICK {
+            *self = Self::new(lease);
+        }
+    }
+
+    fn due(&mut self, lease: Duration) -> bool {
+        let due = self.since.elapsed() >= self.wait;
+        if due {
+            *self = Self::new(lease);
+        }
+        due
+    }
+}

@@ -1,0 +1,267 @@
+//! The consensus library's state machine over [`keystead_storage::SealedState`].
+//!
+//! Apply runs on a thread of its own: a slow state never stalls the library's tasks. That thread decodes each
+//! entry, judges its place and its tag, and hands it to the state.
+
+use std::{
+    io,
+    sync::{Arc, mpsc as std_mpsc},
+};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+use keystead_storage::{
+    ApplyEntry, ApplyOp, DataDir, Installer, LogId, Outcome, SealedState, SnapshotFile, StorageError,
+};
+use openraft::{
+    OptionalSend,
+    storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot},
+};
+use tokio::sync::{oneshot, watch};
+
+use crate::{
+    entry::{self, Payload},
+    log_store::payload_of,
+    spool::{Spool, Spools},
+    types::{
+        EntryResult, RaftLogId, SnapshotMeta, StoredMembership, TypeConfig, from_storage, io_error, to_storage,
+    },
+    vault_side::{VaultSide, Verdict},
+};
+
+/// Entries applied in one go at most.
+const BATCH: usize = 512;
+
+/// Snapshot data as it moves through the library.
+pub enum SnapshotData {
+    /// Only the fact that the state is flushed up to the snapshot's index; enough to purge the log.
+    Flushed,
+    /// A cut that is being, or has been, spooled to a local file, to be sent.
+    Spooled(Arc<Spool>),
+    /// All chunks of a peer's snapshot, staged beside the current state, to be installed.
+    Staged(Box<Installer>),
+}
+
+/// What every node checks of a command before it counts.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// The set of nodes this node belongs to.
+    pub cluster_id: [u8; 16],
+    /// The epoch it belongs to.
+    pub epoch: u64,
+}
+
+/// The state machine.
+pub struct Machine {
+    state: Arc<dyn SealedState>,
+    jobs: std_mpsc::Sender<Job>,
+    spools: Arc<Spools>,
+}
+
+struct Job {
+    entries: Vec<(LogId, Bytes)>,
+    done: oneshot::Sender<Result<Vec<Outcome>, StorageError>>,
+}
+
+impl Machine {
+    /// Starts the apply thread. `applied` is published after each batch.
+    pub fn start(
+        state: Arc<dyn SealedState>,
+        dir: &DataDir,
+        place: Place,
+        vault: Arc<dyn VaultSide>,
+        applied: watch::Sender<u64>,
+    ) -> io::Result<Self> {
+        let (jobs, queue) = std_mpsc::channel::<Job>();
+        let applier = Applier { state: state.clone(), place, vault, applied };
+        std::thread::Builder::new().name("apply".into()).spawn(move || applier.run(queue))?;
+        Ok(Self { state, jobs, spools: Arc::new(Spools::new(dir.snapshots())) })
+    }
+
+    async fn apply_batch(&self, entries: Vec<(LogId, Bytes)>) -> io::Result<Vec<Outcome>> {
+        let (done, outcome) = oneshot::channel();
+        let gone = || io::Error::other("the apply thread is gone");
+        self.jobs.send(Job { entries, done }).map_err(|_| gone())?;
+        outcome.await.map_err(|_| gone())?.map_err(io_error)
+    }
+
+    fn stored_membership(&self) -> io::Result<StoredMembership> {
+        match self.state.applied().membership {
+            None => Ok(StoredMembership::default()),
+            Some((id, payload)) => stored_membership(&id, &payload),
+        }
+    }
+}
+
+fn stored_membership(id: &LogId, payload: &Bytes) -> io::Result<StoredMembership> {
+    match entry::decode(payload) {
+        Ok(Payload::Membership(membership)) => {
+            Ok(StoredMembership::new(Some(from_storage(id)), membership))
+        }
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the stored membership cannot be read")),
+    }
+}
+
+/// The library's snapshot metadata of a storage snapshot.
+pub fn snapshot_meta(meta: &keystead_storage::SnapshotMeta) -> io::Result<SnapshotMeta> {
+    Ok(SnapshotMeta {
+        last_log_id: meta.log_id.as_ref().map(from_storage),
+        last_membership: match &meta.membership {
+            None => StoredMembership::default(),
+            Some((id, payload)) => stored_membership(id, payload)?,
+        },
+    })
+}
+
+struct Applier {
+    state: Arc<dyn SealedState>,
+    place: Place,
+    vault: Arc<dyn VaultSide>,
+    applied: watch::Sender<u64>,
+}
+
+impl Applier {
+    fn run(self, queue: std_mpsc::Receiver<Job>) {
+        while let Ok(job) = queue.recv() {
+            let result = self.apply(job.entries);
+            if let Err(error) = &result {
+                tracing::error!(%error, "apply failed: this node stops replicating");
+                self.vault.latched(&error.to_string());
+            }
+            let failed = result.is_err();
+            // The library may have shut down meanwhile.
+            drop(job.done.send(result));
+            if failed {
+                return;
+            }
+        }
+    }
+
+    fn apply(&self, entries: Vec<(LogId, Bytes)>) -> Result<Vec<Outcome>, StorageError> {
+        let last = entries.last().map(|(id, _)| id.index);
+        let ready =
+            entries.into_iter().map(|(id, payload)| self.judge(id, payload)).collect::<Result<_, _>>()?;
+        let outcomes = self.state.apply(ready)?;
+        if let Some(last) = last {
+            self.applied.send_replace(last);
+        }
+        Ok(outcomes)
+    }
+
+    /// Decodes an entry and decides whether it counts. What no node can understand or what was forged stops
+    /// this node; what belongs to another cluster, epoch or term is a no-op on every node.
+    fn judge(&self, log_id: LogId, payload: Bytes) -> Result<ApplyEntry, StorageError> {
+        let damaged = |what: String| StorageError::Damaged {
+            what: format!("log entry {log_id}: {what}"),
+            remedy: "rebuild this node from its peers: stop it, move its data directory away and start it again so that it joins anew".into(),
+        };
+        let op = match entry::decode(&payload).map_err(|e| damaged(e.to_string()))? {
+            Payload::Blank => ApplyOp::Blank,
+            Payload::Membership(_) => ApplyOp::Membership(payload),
+            Payload::Command { header, body, signed, tag } => {
+                let here = header.cluster_id == self.place.cluster_id
+                    && header.epoch == self.place.epoch
+                    && header.term == log_id.term;
+                if !here {
+                    tracing::warn!(index = log_id.index, "log entry of another cluster, epoch or term ignored");
+                    ApplyOp::NoOp
+                } else if self.vault.verify_entry(header.key_term, &signed, &tag) == Verdict::Bad {
+                    return Err(damaged("its tag is wrong: it was forged or damaged".into()));
+                } else {
+                    ApplyOp::Command(entry::to_command(&header, body))
+                }
+            }
+        };
+        Ok(ApplyEntry { log_id, op })
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<RaftLogId>, StoredMembership)> {
+        let applied = self.state.applied();
+        Ok((applied.log_id.as_ref().map(from_storage), self.stored_membership()?))
+    }
+
+    async fn apply<Strm>(&mut self, entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut batches = entries.ready_chunks(BATCH);
+        while let Some(batch) = batches.next().await {
+            let mut jobs = Vec::with_capacity(batch.len());
+            let mut responders = Vec::with_capacity(batch.len());
+            for item in batch {
+                let (entry, responder) = item?;
+                jobs.push((to_storage(&entry.log_id), payload_of(&entry)));
+                responders.push(responder);
+            }
+            let outcomes = self.apply_batch(jobs).await?;
+            for (responder, outcome) in responders.into_iter().zip(outcomes) {
+                if let Some(responder) = responder {
+                    responder.send(EntryResult(outcome));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder { state: self.state.clone() }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
+        let SnapshotData::Staged(installer) = snapshot else {
+            return Err(io::Error::other("only a staged snapshot can be installed"));
+        };
+        tokio::task::spawn_blocking(move || installer.finish())
+            .await
+            .map_err(io::Error::other)?
+            .map_err(io_error)?;
+        tracing::info!(index = meta.last_log_id.map(|id| id.index), "snapshot installed");
+        Ok(())
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> io::Result<Option<openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotData>>> {
+        let spool = match self.spools.latest() {
+            Some(spool) => spool,
+            None => self.spools.start(self.state.cut().map_err(io_error)?),
+        };
+        let meta = snapshot_meta(&spool.meta)?;
+        Ok(Some(Snapshot { meta, snapshot: SnapshotData::Spooled(spool) }))
+    }
+}
+
+/// Builds what the library calls a snapshot so that it may purge the log: nothing is copied, for the state is
+/// on the disk already; it is only flushed.
+pub struct Builder {
+    state: Arc<dyn SealedState>,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(
+        &mut self,
+    ) -> io::Result<openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotData>> {
+        let applied = self.state.applied();
+        let (tx, rx) = oneshot::channel();
+        self.state.flush(Box::new(move |result| drop(tx.send(result))));
+        rx.await.map_err(|_| io::Error::other("the flusher is gone"))?.map_err(io_error)?;
+        let last_membership = match &applied.membership {
+            None => StoredMembership::default(),
+            Some((id, payload)) => stored_membership(id, payload)?,
+        };
+        let meta = SnapshotMeta { last_log_id: applied.log_id.as_ref().map(from_storage), last_membership };
+        Ok(Snapshot { meta, snapshot: SnapshotData::Flushed })
+    }
+}
+
+/// Reads a spooled file's chunk off the async threads.
+pub async fn read_chunk(file: Arc<SnapshotFile>, n: u64) -> io::Result<Bytes> {
+    tokio::task::spawn_blocking(move || file.read_chunk(n)).await.map_err(io::Error::other)?.map_err(io_error)
+}

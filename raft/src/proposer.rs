@@ -1,0 +1,202 @@
+//! Proposing: admission, the one queue that assigns the sequence, the tag, the outcome.
+//!
+//! One task owns the sequence. It takes proposals in order, stamps each with term, sequence and cluster time,
+//! has it signed, and hands it to the library, which appends in that order. An entry that reaches the log in
+//! another term than it was stamped with is a no-op on every node, so a change of leadership between the stamp
+//! and the append cannot let it through twice or late.
+
+use std::{sync::Arc, time::Duration};
+
+use keystead_storage::{MAX_OPERATIONS, Outcome, Txn, operation_count};
+use openraft::{
+    errors::ClientWriteError,
+    impls::ProgressResponder,
+    raft::ClientWriteResult,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use crate::{
+    clock::ClusterClock,
+    entry::{self, Body, EncodedBody, Header},
+    machine::Place,
+    replicated::{ProposeError, ProposeOutcome},
+    types::{Raft, TypeConfig},
+    vault_side::VaultSide,
+};
+
+/// Proposals in flight at most.
+pub const MAX_IN_FLIGHT: usize = 512;
+/// Bytes of proposals in flight at most.
+pub const MAX_BYTES_IN_FLIGHT: usize = 16 << 20;
+/// A new leader turns proposals away until its first quorum of acks; this is how long that is worth waiting
+/// for, here, before the caller is told.
+const FRESH_LEADER: Duration = Duration::from_millis(500);
+const RETRY: Duration = Duration::from_millis(5);
+
+type WriteResult = ClientWriteResult<TypeConfig>;
+type Receiver = openraft::type_config::alias::OneshotReceiverOf<TypeConfig, WriteResult>;
+
+struct Job {
+    body: EncodedBody,
+    queued: oneshot::Sender<Result<Receiver, ProposeError>>,
+}
+
+/// The entrance to the log.
+#[derive(Clone)]
+pub struct Proposer {
+    queue: mpsc::Sender<Job>,
+    count: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    max_entry_size: usize,
+}
+
+/// What the queue's task needs.
+pub struct Stamp {
+    /// The library.
+    pub raft: Raft,
+    /// Signs.
+    pub vault: Arc<dyn VaultSide>,
+    /// Cluster and epoch.
+    pub place: Place,
+    /// Cluster time.
+    pub clock: Arc<ClusterClock>,
+}
+
+impl Proposer {
+    /// Starts the queue's task on the current runtime.
+    pub fn start(stamp: Stamp, max_entry_size: usize) -> Self {
+        let (queue, jobs) = mpsc::channel(MAX_IN_FLIGHT);
+        tokio::spawn(run(stamp, jobs));
+        Self {
+            queue,
+            count: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
+            bytes: Arc::new(Semaphore::new(MAX_BYTES_IN_FLIGHT)),
+            max_entry_size,
+        }
+    }
+
+    /// Proposes a transaction and waits until it is applied here.
+    pub async fn propose(&self, txn: Txn) -> Result<ProposeOutcome, ProposeError> {
+        let operations = operation_count(&txn);
+        if operations > MAX_OPERATIONS {
+            return Err(ProposeError::TooManyOperations { operations, max: MAX_OPERATIONS });
+        }
+        match self.submit(&Body::Txn(txn)).await? {
+            Outcome::Applied { version } => Ok(ProposeOutcome::Applied(version)),
+            Outcome::Duplicate { version, response } => Ok(ProposeOutcome::Duplicate { version, response }),
+            Outcome::Conflict { check } => Ok(ProposeOutcome::Conflict { check }),
+            // Stamped in one term, appended in another: nothing happened, here or anywhere.
+            Outcome::Stale | Outcome::Blank => Err(ProposeError::NotLeader),
+        }
+    }
+
+    /// Proposes a body and waits until it is applied here.
+    pub async fn submit(&self, body: &Body) -> Result<Outcome, ProposeError> {
+        let body = EncodedBody::new(body);
+        let bytes = body.entry_len();
+        if bytes > self.max_entry_size {
+            return Err(ProposeError::TooLarge { bytes, max: self.max_entry_size });
+        }
+        let _admitted = self.admit(bytes)?;
+        let deadline = tokio::time::Instant::now() + FRESH_LEADER;
+        loop {
+            match self.once(body.clone()).await? {
+                Ok(response) => return Ok(response.data.0),
+                // No leader to forward to: this node has just won and waits for its first acks. Nothing was
+                // appended.
+                Err(ClientWriteError::ForwardToLeader(forward))
+                    if forward.leader_id.is_none() && tokio::time::Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(RETRY).await;
+                }
+                Err(ClientWriteError::ForwardToLeader(_)) => return Err(ProposeError::NotLeader),
+                Err(ClientWriteError::LogEntryDiscarded(_)) => return Err(ProposeError::Unknown),
+                Err(error) => return Err(ProposeError::Stopped(error.to_string())),
+            }
+        }
+    }
+
+    async fn once(&self, body: EncodedBody) -> Result<WriteResult, ProposeError> {
+        let (queued, receiver) = oneshot::channel();
+        let stopped = || ProposeError::Stopped("replication is shutting down".into());
+        self.queue.send(Job { body, queued }).await.map_err(|_| stopped())?;
+        let receiver = receiver.await.map_err(|_| stopped())??;
+        // The library drops the responder when it shuts down with the entry in flight.
+        receiver.await.map_err(|_| ProposeError::Unknown)
+    }
+
+    fn admit(&self, bytes: usize) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), ProposeError> {
+        let refused = |_| {
+            metrics::counter!("keystead_raft_proposals_refused").increment(1);
+            ProposeError::Overloaded
+        };
+        let count = self.count.clone().try_acquire_owned().map_err(refused)?;
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let bytes = self.bytes.clone().try_acquire_many_owned(bytes).map_err(refused)?;
+        Ok((count, bytes))
+    }
+}
+
+async fn run(stamp: Stamp, mut jobs: mpsc::Receiver<Job>) {
+    let mut sequence = Sequence::default();
+    while let Some(job) = jobs.recv().await {
+        let queued = stamp.queue(&mut sequence, &job.body).await;
+        // Whoever asked may have gone; the entry goes its way all the same.
+        drop(job.queued.send(queued));
+    }
+}
+
+/// The last sequence number of a term.
+#[derive(Default)]
+struct Sequence {
+    term: u64,
+    last: u64,
+}
+
+impl Sequence {
+    fn next(&mut self, term: u64) -> u64 {
+        if self.term != term {
+            *self = Self { term, last: 0 };
+        }
+        self.last += 1;
+        self.last
+    }
+}
+
+impl Stamp {
+    async fn queue(&self, sequence: &mut Sequence, body: &EncodedBody) -> Result<Receiver, ProposeError> {
+        let leader = self.raft.as_leader().map_err(|_| ProposeError::NotLeader)?;
+        let term = leader.term();
+        let key_term = self.vault.log_key_term().ok_or(ProposeError::Sealed)?;
+        let header = Header {
+            cluster_id: self.place.cluster_id,
+            epoch: self.place.epoch,
+            term,
+            sequence: sequence.next(term),
+            cluster_time_ms: self.clock.tick_ms(),
+            key_term,
+        };
+        let proposal = entry::encode_command(&header, body, |signed| {
+            self.vault.sign_entry(key_term, signed).ok_or(ProposeError::Sealed)
+        })?;
+        let (responder, receiver) = ProgressResponder::complete_only();
+        self.raft
+            .write(proposal)
+            .with_leader(leader.to_committed_leader_id())
+            .responder(responder)
+            .await
+            .map_err(|fatal| ProposeError::Stopped(fatal.to_string()))?;
+        Ok(receiver)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sequence_increases_within_a_term_and_begins_anew_in_the_next() {
+        let mut sequence = Sequence::default();
+        assert_eq!([sequence.next(3), sequence.next(3), sequence.next(4), sequence.next(4)], [1, 2, 1, 2]);
+    }
+}

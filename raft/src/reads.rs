@@ -1,0 +1,175 @@
+//! Linearizable reads on every node (Raft dissertation, 6.4).
+//!
+//! The leader answers by its lease, of which only half counts, or by a round of acks when the lease is older
+//! than that, when this machine was suspended, or when no clock is to be trusted. A standby asks the leader for
+//! its index in one exchange that all waiting reads share, and waits until it has applied that far.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use keystead_storage::SealedState;
+use openraft::{Instant as _, raft::linearizable_read::LinearizerOption};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    clock::{ClusterClock, SuspendWatch},
+    codec::Reader,
+    conn::Method,
+    hello::Channel,
+    pool::Pool,
+    replicated::{Leadership, ReadBarrier, ReadError},
+    types::Raft,
+    vault_side::VaultSide,
+};
+
+/// Reads waiting for the next exchange at most; more wait for a place.
+const WAITING: usize = 4096;
+
+type Waiter = oneshot::Sender<Result<ReadBarrier, ReadError>>;
+
+/// What reads need.
+pub struct Reads {
+    /// The library.
+    pub raft: Raft,
+    /// The local state.
+    pub state: Arc<dyn SealedState>,
+    /// Connections to the leader.
+    pub pool: Arc<Pool>,
+    /// Whether this node is open.
+    pub vault: Arc<dyn VaultSide>,
+    /// Cluster time.
+    pub clock: Arc<ClusterClock>,
+    /// Whether this machine has slept.
+    pub suspend: SuspendWatch,
+    /// The leader's lease: the greatest election timeout.
+    pub lease: Duration,
+    /// Trust no clock: every read costs a round of acks.
+    pub quorum: bool,
+    /// The applied index.
+    pub applied: watch::Receiver<u64>,
+    /// Who leads.
+    pub leadership: watch::Receiver<Leadership>,
+}
+
+/// The entrance to linearizable reads.
+#[derive(Clone)]
+pub struct ReadGate {
+    reads: Arc<Reads>,
+    queue: mpsc::Sender<Waiter>,
+}
+
+impl ReadGate {
+    /// Starts the task of the shared exchange on the current runtime.
+    pub fn start(reads: Reads) -> Self {
+        let reads = Arc::new(reads);
+        let (queue, waiting) = mpsc::channel(WAITING);
+        tokio::spawn(exchanges(reads.clone(), waiting));
+        Self { reads, queue }
+    }
+
+    /// Waits until local state holds everything acknowledged before the call.
+    pub async fn barrier(&self) -> Result<ReadBarrier, ReadError> {
+        if !self.reads.vault.is_open() {
+            return Err(ReadError::Sealed);
+        }
+        if self.reads.raft.is_leader() {
+            return self.reads.on_leader().await;
+        }
+        let (tx, rx) = oneshot::channel();
+        let stopped = || ReadError::Stopped("replication is shutting down".into());
+        self.queue.send(tx).await.map_err(|_| stopped())?;
+        rx.await.map_err(|_| stopped())?
+    }
+
+    /// Whether the leader that confirmed `barrier` still holds its lease.
+    pub fn confirm(&self, barrier: &ReadBarrier) -> bool {
+        barrier.own_term == 0 || self.reads.still_leads(barrier.own_term)
+    }
+
+    /// A leader's answer to a standby's exchange: index and cluster time.
+    pub async fn answer(&self) -> Result<Bytes, ReadError> {
+        let barrier = self.reads.on_leader().await?;
+        let mut out = BytesMut::with_capacity(16);
+        out.put_u64(barrier.applied_index);
+        out.put_u64(barrier.cluster_time_ms);
+        Ok(out.freeze())
+    }
+}
+
+impl Reads {
+    #[cfg(feature = "test-no-lease-check")]
+    async fn on_leader(&self) -> Result<ReadBarrier, ReadError> {
+        let applied_index = *self.applied.borrow();
+        Ok(ReadBarrier { applied_index, cluster_time_ms: self.clock.now_ms(), own_term: 0 })
+    }
+
+    #[cfg(not(feature = "test-no-lease-check"))]
+    async fn on_leader(&self) -> Result<ReadBarrier, ReadError> {
+        let trusted = !self.quorum && !self.suspend.suspended_within(self.lease * 2);
+        let age = if trusted { self.lease / 2 } else { Duration::ZERO };
+        let option = LinearizerOption::new(Some(age), true).with_wait_timeout(self.lease);
+        let linearizer = self.raft.get_read_linearizer(option).await.map_err(|error| match error {
+            openraft::errors::RaftError::Fatal(fatal) => ReadError::Stopped(fatal.to_string()),
+            openraft::errors::RaftError::APIError(_) => ReadError::NoLeader,
+        })?;
+        let own_term = self.raft.as_leader().map_err(|_| ReadError::NoLeader)?.term();
+        let index = linearizer.read_log_id().index();
+        let applied_index = self.wait_applied(index).await?;
+        Ok(ReadBarrier { applied_index, cluster_time_ms: self.clock.now_ms(), own_term })
+    }
+
+    fn still_leads(&self, term: u64) -> bool {
+        let Ok(leader) = self.raft.as_leader() else { return false };
+        if leader.term() != term {
+            return false;
+        }
+        let alone = self.raft.voter_ids().count() == 1;
+        let lease = if self.suspend.suspended_within(self.lease) { Duration::ZERO } else { self.lease };
+        alone || self.quorum || leader.last_quorum_acked().is_some_and(|at| at.elapsed() < lease)
+    }
+
+    async fn wait_applied(&self, index: u64) -> Result<u64, ReadError> {
+        let mut applied = self.applied.clone();
+        let reached = applied.wait_for(|&applied| applied >= index);
+        match tokio::time::timeout(self.lease * 5, reached).await {
+            Ok(Ok(applied)) => Ok(*applied),
+            Ok(Err(_)) => Err(ReadError::Stopped("the apply thread is gone".into())),
+            Err(_) => Err(ReadError::Timeout),
+        }
+    }
+
+    /// One exchange with the leader.
+    async fn exchange(&self) -> Result<ReadBarrier, ReadError> {
+        let leader = self.leadership.borrow().leader.as_ref().map(|leader| leader.incarnation);
+        let leader = leader.ok_or(ReadError::NoLeader)?;
+        let answer = self
+            .pool
+            .call(leader, Channel::Open, Method::ReadIndex, &[], self.lease * 2)
+            .await
+            .map_err(|error| {
+                tracing::debug!(%error, "read index exchange failed");
+                ReadError::NoLeader
+            })?;
+        let mut reader = Reader::new(answer);
+        let malformed = |_| ReadError::NoLeader;
+        let (index, time) = (reader.u64().map_err(malformed)?, reader.u64().map_err(malformed)?);
+        self.clock.observe(time);
+        let applied_index = self.wait_applied(index).await?;
+        Ok(ReadBarrier { applied_index, cluster_time_ms: time, own_term: 0 })
+    }
+}
+
+/// One exchange in flight; whoever comes while it runs shares the next, for only that one began after they came.
+async fn exchanges(reads: Arc<Reads>, mut waiting: mpsc::Receiver<Waiter>) {
+    while let Some(first) = waiting.recv().await {
+        let mut waiters = vec![first];
+        while let Ok(next) = waiting.try_recv() {
+            waiters.push(next);
+        }
+        let result = reads.exchange().await;
+        for waiter in waiters {
+            // Whoever asked may have gone.
+            drop(waiter.send(result.clone()));
+        }
+    }
+}

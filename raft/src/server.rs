@@ -1,0 +1,530 @@
+//! The cluster port, answering side.
+//!
+//! Whoever the cluster's CA signed may connect and say hello; the directory decides whether it is talked to.
+//! A connection carries Raft calls; with the proof of the root key it carries requests too.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use keystead_storage::{Manifest, SealedState};
+use keystead_tls::{ClusterTls, PeerIdentity, peer_of};
+use openraft::{
+    async_runtime::watch::WatchReceiver as _,
+    raft::{AppendEntriesRequest, VoteRequest, VoteResponse},
+    storage::Snapshot,
+};
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::AbortHandle,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    codec,
+    conn::{Method, write_loop},
+    directory::DirectoryCache,
+    frame::{self, Frame, Kind},
+    hello::{Channel, Hello, Refusal},
+    leadership::Contact,
+    machine::{SnapshotData, snapshot_meta},
+    open_channel::{self, Ends},
+    peers::Peers,
+    pool::Myself,
+    reads::ReadGate,
+    types::{Raft, RaftVote, TypeConfig},
+    vault_side::{Peer, VaultSide},
+    wire,
+};
+
+/// How long a connection may take until its hello is through.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections that have not said hello yet, at most.
+const MAX_HANDSHAKES: usize = 64;
+/// Connections at most: every peer needs four.
+const MAX_CONNECTIONS: usize = 512;
+/// Calls of one connection worked on at once; more are not read until one is done.
+const CALLS_PER_CONNECTION: usize = 256;
+/// Append requests of one stream that the library has not taken yet.
+const APPENDS_PER_STREAM: usize = 64;
+/// Append streams of one connection.
+const STREAMS_PER_CONNECTION: usize = 8;
+/// A connection of the same incarnation heard within this time is alive.
+const ALIVE: Duration = Duration::from_secs(3);
+
+/// What the cluster port needs.
+pub struct Server {
+    /// Who this node is.
+    pub myself: Myself,
+    /// Certificates.
+    pub tls: Arc<ClusterTls>,
+    /// The library.
+    pub raft: Raft,
+    /// The local state, for staging snapshots.
+    pub state: Arc<dyn SealedState>,
+    /// Who is a member.
+    pub directory: Arc<DirectoryCache>,
+    /// What was heard of the others.
+    pub peers: Arc<Peers>,
+    /// The vault.
+    pub vault: Arc<dyn VaultSide>,
+    /// Linearizable reads.
+    pub reads: ReadGate,
+    /// Cluster time.
+    pub clock: Arc<crate::clock::ClusterClock>,
+    /// The last append taken.
+    pub contact: Arc<Contact>,
+    /// While set, votes are refused: this node does not know what it promised before its start.
+    pub quiet: Arc<AtomicBool>,
+    /// Where forwarded requests are worked on.
+    pub requests: tokio::runtime::Handle,
+    /// Live connections by peer.
+    pub connections: Connections,
+}
+
+/// Live connections, so that a removed peer's can be ended and a clone is noticed.
+#[derive(Default)]
+pub struct Connections {
+    live: Mutex<HashMap<u64, Live>>,
+    next: AtomicU64,
+}
+
+struct Live {
+    incarnation: u64,
+    boot_id: u64,
+    heard: Instant,
+    task: AbortHandle,
+}
+
+impl Connections {
+    /// Ends all connections of a peer.
+    pub fn close(&self, incarnation: u64) {
+        self.live.lock().retain(|_, live| {
+            let close = live.incarnation == incarnation;
+            if close {
+                live.task.abort();
+            }
+            !close
+        });
+    }
+
+    fn clone_of(&self, hello: &Hello) -> bool {
+        self.live.lock().values().any(|live| {
+            live.incarnation == hello.incarnation
+                && live.boot_id != hello.boot_id
+                && live.heard.elapsed() < ALIVE
+        })
+    }
+
+    fn add(&self, hello: &Hello, task: AbortHandle) -> u64 {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let live = Live {
+            incarnation: hello.incarnation,
+            boot_id: hello.boot_id,
+            heard: Instant::now(),
+            task,
+        };
+        self.live.lock().insert(id, live);
+        id
+    }
+
+    fn heard(&self, boot_id: u64) {
+        for live in self.live.lock().values_mut().filter(|live| live.boot_id == boot_id) {
+            live.heard = Instant::now();
+        }
+    }
+
+    fn remove(&self, id: u64) {
+        self.live.lock().remove(&id);
+    }
+}
+
+/// A peer that has said hello.
+struct Caller {
+    hello: Hello,
+    identity: PeerIdentity,
+    exporter: [u8; 32],
+    address: SocketAddr,
+    proven: AtomicBool,
+    snapshot: tokio::sync::Mutex<Option<Incoming>>,
+}
+
+/// A snapshot that is coming in.
+struct Incoming {
+    vote: RaftVote,
+    manifest: Manifest,
+    installer: Box<keystead_storage::Installer>,
+}
+
+impl Server {
+    /// Accepts connections until the raft runtime stops.
+    pub async fn run(self: Arc<Self>, listener: TcpListener) {
+        let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let accepted = listener.accept().await;
+            let (tcp, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "the cluster port cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let (Ok(handshake), Ok(connection)) =
+                (handshakes.clone().try_acquire_owned(), connections.clone().try_acquire_owned())
+            else {
+                metrics::counter!("keystead_cluster_connections_refused").increment(1);
+                continue;
+            };
+            let server = self.clone();
+            tokio::spawn(async move {
+                if let Err(error) = server.connection(tcp, address, handshake).await {
+                    tracing::debug!(%error, %address, "connection on the cluster port ended");
+                }
+                drop(connection);
+            });
+        }
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        tcp: TcpStream,
+        address: SocketAddr,
+        handshake: OwnedSemaphorePermit,
+    ) -> std::io::Result<()> {
+        tcp.set_nodelay(true)?;
+        let shake = async {
+            let tls = TlsAcceptor::from(self.tls.server_config()).accept(tcp).await?;
+            let identity = peer_of(tls.get_ref().1).map_err(std::io::Error::other)?;
+            let exporter = *keystead_tls::exporter(tls.get_ref().1).map_err(std::io::Error::other)?;
+            let (mut reader, mut writer) = tokio::io::split(tls);
+            let first = frame::read(&mut reader, frame::HELLO_LIMIT)
+                .await?
+                .ok_or(std::io::ErrorKind::UnexpectedEof)?;
+            let hello = self.judge(&first, &identity);
+            let (kind, payload) = match &hello {
+                Ok(hello) => {
+                    let mine = self.myself.hello(hello.channel, !self.vault.is_open());
+                    (Kind::Hello, codec::encode(&mine))
+                }
+                Err(refusal) => (Kind::Refused, codec::encode(refusal)),
+            };
+            frame::write(&mut writer, &Frame { kind, flags: 0, stream: 0, payload }).await?;
+            writer.flush().await?;
+            let hello = hello.map_err(|refusal| {
+                tracing::warn!(%address, node = identity.name.node_id, %refusal, "peer refused");
+                std::io::Error::other(refusal)
+            })?;
+            Ok::<_, std::io::Error>((reader, writer, hello, identity, exporter))
+        };
+        let (reader, writer, hello, identity, exporter) =
+            tokio::time::timeout(HANDSHAKE_TIMEOUT, shake).await.map_err(std::io::Error::other)??;
+        drop(handshake);
+        self.peers.hello(&hello);
+        let caller = Arc::new(Caller {
+            hello,
+            identity,
+            exporter,
+            address,
+            proven: AtomicBool::new(false),
+            snapshot: tokio::sync::Mutex::default(),
+        });
+        let (outgoing, queue) = mpsc::channel(128);
+        let vault = self.vault.clone();
+        let writing = tokio::spawn(write_loop(writer, queue, move || !vault.is_open()));
+        let reading = tokio::spawn(self.clone().read_loop(reader, caller.clone(), outgoing));
+        let id = self.connections.add(&caller.hello, reading.abort_handle());
+        let result = reading.await;
+        self.connections.remove(id);
+        writing.abort();
+        // An aborted reader is a removed peer.
+        result.unwrap_or(Ok(()))
+    }
+
+    /// Whether to talk to a peer whose certificate is good.
+    fn judge(&self, first: &Frame, identity: &PeerIdentity) -> Result<Hello, Refusal> {
+        if first.kind != Kind::Hello {
+            return Err(Refusal::Malformed);
+        }
+        let hello = Hello::decode(&first.payload).map_err(|_| Refusal::Malformed)?;
+        if hello.incarnation != identity.name.incarnation || hello.node_id != identity.name.node_id {
+            return Err(Refusal::Malformed);
+        }
+        let directory = self.directory.current();
+        if directory.is_tombstoned(hello.incarnation) {
+            return Err(Refusal::Removed);
+        }
+        if directory.member(hello.incarnation).is_some_and(|m| m.spki_sha256 != identity.spki_sha256) {
+            return Err(Refusal::KeyNotPinned);
+        }
+        if hello.epoch != self.myself.epoch {
+            return Err(Refusal::Epoch { ours: self.myself.epoch, theirs: hello.epoch });
+        }
+        let own = hello.incarnation == self.myself.incarnation && hello.boot_id != self.myself.boot_id;
+        if own || self.connections.clone_of(&hello) {
+            metrics::counter!("keystead_cluster_clones_noticed").increment(1);
+            tracing::error!(
+                node = hello.node_id,
+                "two processes claim one incarnation: one of them runs on a copy of the other's data directory"
+            );
+            return Err(Refusal::Clone);
+        }
+        Ok(hello)
+    }
+
+    async fn read_loop<R: AsyncRead + Unpin>(
+        self: Arc<Self>,
+        mut reader: R,
+        caller: Arc<Caller>,
+        outgoing: mpsc::Sender<Frame>,
+    ) -> std::io::Result<()> {
+        let limit = match caller.hello.channel {
+            Channel::Open => frame::OPEN_LIMIT,
+            _ => frame::REPLICATION_LIMIT,
+        };
+        let calls = Arc::new(Semaphore::new(CALLS_PER_CONNECTION));
+        let mut streams: HashMap<u64, mpsc::Sender<AppendEntriesRequest<TypeConfig>>> = HashMap::new();
+        loop {
+            // Until the proof an open channel takes no more than a replication channel does.
+            let limit = if caller.proven.load(Ordering::Acquire) { limit } else { limit.min(frame::REPLICATION_LIMIT) };
+            let Some(frame) = frame::read(&mut reader, limit).await? else { return Ok(()) };
+            self.peers.frame(caller.hello.incarnation, frame.flags & frame::FLAG_SEALED != 0);
+            match frame.kind {
+                Kind::Call => {
+                    let permit = calls.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+                    let work = self.clone().answer(caller.clone(), frame, outgoing.clone(), permit);
+                    tokio::spawn(work);
+                }
+                Kind::Append => {
+                    let request = wire::decode_append(frame.payload).map_err(std::io::Error::other)?;
+                    streams.retain(|_, stream| !stream.is_closed());
+                    if !streams.contains_key(&frame.stream) {
+                        if streams.len() >= STREAMS_PER_CONNECTION {
+                            return Err(std::io::Error::other("too many append streams"));
+                        }
+                        let (tx, rx) = mpsc::channel(APPENDS_PER_STREAM);
+                        tokio::spawn(self.clone().appends(caller.clone(), frame.stream, rx, outgoing.clone()));
+                        streams.insert(frame.stream, tx);
+                    }
+                    // A stream that has ended by itself (conflict, higher vote) takes no more; its end is on
+                    // its way to the sender.
+                    drop(streams[&frame.stream].send(request).await);
+                }
+                Kind::End => {
+                    streams.remove(&frame.stream);
+                }
+                _ => return Err(std::io::Error::other("unexpected frame")),
+            }
+            self.connections.heard(caller.hello.boot_id);
+        }
+    }
+
+    /// Feeds one stream to the library and sends its answers back in order.
+    async fn appends(
+        self: Arc<Self>,
+        caller: Arc<Caller>,
+        stream: u64,
+        requests: mpsc::Receiver<AppendEntriesRequest<TypeConfig>>,
+        outgoing: mpsc::Sender<Frame>,
+    ) {
+        let input = tokio_stream::wrappers::ReceiverStream::new(requests);
+        let mut answers = std::pin::pin!(self.raft.stream_append(input));
+        while let Some(answer) = answers.next().await {
+            let Ok(answer) = answer else { break };
+            if answer.is_ok() {
+                self.contact.heard(caller.hello.incarnation);
+            }
+            let payload = wire::encode_append_result(&answer);
+            let frame = Frame { kind: Kind::Appended, flags: 0, stream, payload };
+            if outgoing.send(frame).await.is_err() {
+                return;
+            }
+        }
+        let end = Frame { kind: Kind::End, flags: 0, stream, payload: Bytes::new() };
+        drop(outgoing.send(end).await);
+    }
+
+    async fn answer(
+        self: Arc<Self>,
+        caller: Arc<Caller>,
+        frame: Frame,
+        outgoing: mpsc::Sender<Frame>,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let stream = frame.stream;
+        let (kind, payload) = match self.call(&caller, frame.payload).await {
+            Ok(payload) => (Kind::Reply, payload),
+            Err(text) => (Kind::Failed, Bytes::from(text)),
+        };
+        drop(outgoing.send(Frame { kind, flags: 0, stream, payload }).await);
+        drop(permit);
+    }
+
+    async fn call(&self, caller: &Arc<Caller>, mut payload: Bytes) -> Result<Bytes, String> {
+        let method = payload.first().copied().and_then(Method::from_u8).ok_or("unknown method")?;
+        let body = payload.split_off(1);
+        let open = caller.hello.channel == Channel::Open;
+        if method.needs_open() && !(open && caller.proven.load(Ordering::Acquire)) {
+            metrics::counter!("keystead_cluster_unproven_calls_refused").increment(1);
+            return Err("this channel is not open: the root key was not proved".into());
+        }
+        match method {
+            Method::Ping => Ok(match self.raft.is_leader() && self.vault.is_open() {
+                true => Bytes::copy_from_slice(&self.clock.now_ms().to_be_bytes()),
+                false => Bytes::new(),
+            }),
+            Method::Vote => self.vote(body, false).await,
+            Method::PreVote => self.vote(body, true).await,
+            Method::TransferLeader => self.transfer(body).await,
+            Method::Heartbeat => self.heartbeat(caller, body).await,
+            Method::SnapshotBegin => self.snapshot_begin(caller, body).await,
+            Method::SnapshotPiece => snapshot_piece(caller, body).await,
+            Method::SnapshotEnd => self.snapshot_end(caller).await,
+            Method::OpenProof => self.open_proof(caller, &body),
+            Method::Forward => self.forward(caller, body).await,
+            Method::ReadIndex => self.reads.answer().await.map_err(|error| error.to_string()),
+        }
+    }
+
+    async fn vote(&self, body: Bytes, pre: bool) -> Result<Bytes, String> {
+        let request: VoteRequest<TypeConfig> = wire::decode_vote_request(body).map_err(|e| e.to_string())?;
+        // A restart forgets the lease that was given to a leader; for its length nobody gets this node's vote.
+        if self.quiet.load(Ordering::Acquire) {
+            let (vote, last) = {
+                let metrics = self.raft.metrics();
+                let metrics = metrics.borrow_watched();
+                (metrics.vote, metrics.last_applied)
+            };
+            return Ok(wire::encode_vote_response(&VoteResponse::new(vote, last, false)));
+        }
+        let response = match pre {
+            true => self.raft.pre_vote(request).await,
+            false => self.raft.vote(request).await,
+        };
+        response.map(|r| wire::encode_vote_response(&r)).map_err(|e| e.to_string())
+    }
+
+    async fn transfer(&self, body: Bytes) -> Result<Bytes, String> {
+        let request = wire::decode_transfer(body).map_err(|e| e.to_string())?;
+        let to_me = *request.to_node_id() == self.myself.incarnation;
+        if to_me && !self.vault.is_open() {
+            return Err("this node is sealed and does not take leadership".into());
+        }
+        match self.raft.handle_transfer_leader(request).await {
+            Ok(Ok(())) => Ok(Bytes::new()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(fatal) => Err(fatal.to_string()),
+        }
+    }
+
+    async fn heartbeat(&self, caller: &Caller, body: Bytes) -> Result<Bytes, String> {
+        let request = wire::decode_append(body).map_err(|e| e.to_string())?;
+        let input = futures_util::stream::iter([request]);
+        let mut answers = std::pin::pin!(self.raft.stream_append(input));
+        match answers.next().await {
+            Some(Ok(answer)) => {
+                if answer.is_ok() {
+                    self.contact.heard(caller.hello.incarnation);
+                }
+                Ok(wire::encode_append_result(&answer))
+            }
+            Some(Err(fatal)) => Err(fatal.to_string()),
+            None => Err("replication has stopped".into()),
+        }
+    }
+
+    async fn snapshot_begin(&self, caller: &Caller, body: Bytes) -> Result<Bytes, String> {
+        let (vote, manifest) = wire::decode_snapshot_begin(body).map_err(|e| e.to_string())?;
+        let manifest = Manifest::from_bytes(&manifest).map_err(|e| e.to_string())?;
+        let installer = self.state.begin_install(manifest.clone()).map_err(|e| e.to_string())?;
+        tracing::info!(from = caller.hello.node_id, bytes = manifest.bytes, "receiving a snapshot");
+        *caller.snapshot.lock().await = Some(Incoming { vote, manifest, installer: Box::new(installer) });
+        Ok(Bytes::new())
+    }
+
+    /// Installs what has come in, after everything that the library would panic on has been ruled out.
+    async fn snapshot_end(&self, caller: &Caller) -> Result<Bytes, String> {
+        let incoming = caller.snapshot.lock().await.take().ok_or("no snapshot was begun")?;
+        if incoming.installer.next_chunk() != incoming.manifest.chunks {
+            return Err("the snapshot is not complete".into());
+        }
+        let meta = snapshot_meta(&incoming.manifest.meta).map_err(|e| e.to_string())?;
+        let (committed, term) = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            (metrics.local_committed, metrics.current_term)
+        };
+        let beyond_vote = meta.last_log_id.is_some_and(|id| *id.leader_id > incoming.vote.leader_id.term);
+        let behind = meta.last_log_id.map(|id| id.index) <= committed.map(|id| id.index);
+        if beyond_vote || (behind && meta.last_log_id != committed) {
+            return Err(format!("a snapshot that cannot be: own term {term}"));
+        }
+        let snapshot = Snapshot { meta, snapshot: SnapshotData::Staged(incoming.installer) };
+        let response =
+            self.raft.install_full_snapshot(incoming.vote, snapshot).await.map_err(|e| e.to_string())?;
+        self.contact.heard(caller.hello.incarnation);
+        Ok(wire::encode_vote(&response.vote))
+    }
+
+    fn open_proof(&self, caller: &Caller, body: &[u8]) -> Result<Bytes, String> {
+        if caller.hello.channel != Channel::Open {
+            return Err("this is a replication channel".into());
+        }
+        let ends = Ends { client: caller.identity.spki_sha256, server: self.myself.spki_sha256 };
+        let epoch = self.myself.epoch;
+        let own = open_channel::server_proof(&*self.vault, &caller.exporter, &ends, epoch)
+            .ok_or("this node is sealed")?;
+        if !open_channel::check_client(&*self.vault, &caller.exporter, &ends, epoch, body) {
+            metrics::counter!("keystead_cluster_false_proofs").increment(1);
+            tracing::warn!(node = caller.hello.node_id, address = %caller.address, "a peer could not prove that it holds the root key");
+            return Err("the proof is wrong".into());
+        }
+        caller.proven.store(true, Ordering::Release);
+        Ok(Bytes::copy_from_slice(&own))
+    }
+
+    async fn forward(&self, caller: &Caller, body: Bytes) -> Result<Bytes, String> {
+        if !self.vault.is_open() {
+            return Err("this node is sealed".into());
+        }
+        if !self.raft.is_leader() {
+            return Err("this node does not lead".into());
+        }
+        let peer =
+            Peer { incarnation: caller.hello.incarnation, node_id: caller.hello.node_id.clone() };
+        let vault = self.vault.clone();
+        // A panic in a request must not take the connection along, and requests run beside, not on, the
+        // threads of consensus.
+        self.requests
+            .spawn(async move { vault.serve(peer, body).await })
+            .await
+            .map_err(|_| "internal error".to_string())
+    }
+}
+
+async fn snapshot_piece(caller: &Caller, body: Bytes) -> Result<Bytes, String> {
+    let mut incoming = caller.snapshot.lock().await;
+    let Some(mut current) = incoming.take() else { return Err("no snapshot was begun".into()) };
+    let Some((n, chunk)) = body.split_first_chunk::<8>() else { return Err("short piece".into()) };
+    let (n, chunk) = (u64::from_be_bytes(*n), body.slice_ref(chunk));
+    let taken = tokio::task::spawn_blocking(move || {
+        let result = current.installer.chunk(n, &chunk);
+        (current, result)
+    });
+    let (current, result) = taken.await.map_err(|_| "internal error".to_string())?;
+    result.map_err(|e| e.to_string())?;
+    *incoming = Some(current);
+    Ok(Bytes::new())
+}
