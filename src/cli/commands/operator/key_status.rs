@@ -1,0 +1,53 @@
+//! `operator key-status`.
+
+use serde_json::{Map, Value};
+
+use crate::cli::Invocation;
+use crate::cli::output::{self, Document, Format};
+use crate::cli::time::Timestamp;
+
+pub fn run(invocation: &mut Invocation<'_, '_>) -> i32 {
+    try_run(invocation).unwrap_or_else(|code| code)
+}
+
+fn try_run(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+    invocation.expect_args(0)?;
+    let session = invocation.session()?;
+    let answer = session.read("sys/key-status", &[]);
+    let answer = answer.map_err(|error| invocation.refused("Error reading key status", &error))?;
+    let status = answer.and_then(|secret| secret.data).unwrap_or_default();
+    let (ui, format) = invocation.printer();
+    if format == Format::Table {
+        ui.output(&table(&status));
+        return Ok(0);
+    }
+    let fields = ["term", "install_time", "encryptions"];
+    let fields = fields.map(|key| (key, status.get(key).cloned().unwrap_or_default()));
+    Ok(output::print(ui, format, Document::object(fields)))
+}
+
+fn table(status: &Map<String, Value>) -> String {
+    let text = |key: &str| status.get(key).map(output::go).unwrap_or_default();
+    let installed =
+        Timestamp::parse(&text("install_time")).map_or(text("install_time"), |time| time.rfc822());
+    output::key_value_rows([
+        ("Key Term", text("term")),
+        ("Install Time", installed),
+        ("Encryption Count", text("encryptions")),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_no_header() {
+        let status =
+            serde_json::json!({"term": 1, "install_time": "2026-11-22T10:55:00.1Z", "encryptions": 168});
+        assert_eq!(
+            table(status.as_object().unwrap()),
+            "Key Term            1\nInstall Time        22 Nov 26 10:55 UTC\nEncryption Count    168"
+        );
+    }
+}

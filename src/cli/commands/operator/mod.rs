@@ -1,0 +1,86 @@
+//! `operator`: what the people who run a cluster do.
+
+mod init;
+mod key_status;
+mod raft;
+mod seal;
+mod unseal;
+
+use crate::cli::Command;
+use crate::cli::flags::{Flag, Kind};
+
+/// The table's entries.
+pub const COMMANDS: &[Command] = &[
+    Command {
+        name: "operator",
+        synopsis: "Runs a cluster: init, unseal, seal, members",
+        about: "What the people who run a cluster do.",
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator init",
+        synopsis: "Initialises a cluster",
+        about: "Initialises a cluster: makes its keys, prints the unseal shares and the first root token. They are\n\
+                shown this once. One node is initialised; the others join it.",
+        flags: init::FLAGS,
+        run: Some(init::run),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator unseal",
+        synopsis: "Enters an unseal share",
+        arguments: "[options] [KEY]",
+        about: "Enters one unseal share into the node at the address; without KEY it is asked for and typed unseen,\n\
+                which keeps it out of the shell's history. The exit code is 0 whether or not more shares are needed.",
+        flags: &[
+            Flag::new("reset", Kind::Bool, "Forget the shares entered so far."),
+            Flag::new("migrate", Kind::Bool, "The share is entered for the migration to another seal."),
+        ],
+        run: Some(unseal::run),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator seal",
+        synopsis: "Seals a node",
+        about: "Seals the node at the address: it forgets its keys and serves nothing until it is unsealed again.",
+        run: Some(seal::run),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator key-status",
+        synopsis: "Shows the encryption key's term",
+        about: "Shows the term and age of the key that new data are sealed with.",
+        run: Some(key_status::run),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator raft",
+        synopsis: "Works with the members of the cluster",
+        about: "Works with the members of the cluster.",
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator raft list-peers",
+        synopsis: "Lists the members",
+        about: "Lists the members of the cluster and who leads.",
+        run: Some(raft::list_peers),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator raft remove-peer",
+        synopsis: "Removes a member",
+        arguments: "[options] ID",
+        about: "Removes a member from the cluster by its node id.",
+        run: Some(raft::remove_peer),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator raft join",
+        synopsis: "Joins a node to a cluster",
+        arguments: "[options] [LEADER-API-ADDRESS]",
+        about: "Joins the node at the address to the cluster of which another node is a member.",
+        flags: raft::JOIN_FLAGS,
+        run: Some(raft::join),
+        ..Command::DEFAULT
+    },
+];

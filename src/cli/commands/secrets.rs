@@ -1,0 +1,270 @@
+//! `secrets enable`, `secrets disable` and `secrets list`.
+
+use serde_json::{Map, Value, json};
+
+use super::logical::trimmed;
+use crate::cli::duration::GoDuration;
+use crate::cli::flags::{Flag, Kind};
+use crate::cli::output::{self, Document, Format};
+use crate::cli::{Command, Invocation};
+
+/// The table's entries.
+pub const COMMANDS: &[Command] = &[
+    Command {
+        name: "secrets",
+        synopsis: "Works with secrets engines",
+        about: "Works with secrets engines: what is mounted where.",
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "secrets enable",
+        synopsis: "Mounts a secrets engine",
+        arguments: "[options] TYPE",
+        about: "Mounts a secrets engine, at a path named after its type unless told otherwise:\n\n    \
+                $ {program} secrets enable -path=secret kv-v2",
+        flags: &[
+            Flag::new("path", Kind::Text, "Where to mount it."),
+            Flag::new("description", Kind::Text, "A text for people."),
+            Flag::new("default-lease-ttl", Kind::Duration, "Default life of its leases."),
+            Flag::new("max-lease-ttl", Kind::Duration, "Longest life of its leases."),
+            Flag::new("version", Kind::Int, "Version of the engine: 1 or 2, for kv."),
+            Flag::new(
+                "options",
+                Kind::Map,
+                "An option of the engine, key=value; may be given more than once.",
+            ),
+            Flag::new("force-no-cache", Kind::Bool, "Do not cache what it stores."),
+            Flag::new("local", Kind::Bool, "Do not replicate it to other clusters."),
+            Flag::new("seal-wrap", Kind::Bool, "Seal what is critical in it once more."),
+            Flag::new("external-entropy-access", Kind::Bool, "Let it use the seal's source of randomness."),
+        ],
+        run: Some(enable),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "secrets disable",
+        synopsis: "Unmounts a secrets engine and removes its data",
+        arguments: "[options] PATH",
+        about: "Unmounts a secrets engine. Everything it stored is removed for good.",
+        run: Some(disable),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "secrets list",
+        synopsis: "Lists what is mounted",
+        about: "Lists the secrets engines by their paths.",
+        flags: &[Flag::new("detailed", Kind::Bool, "Show all that is known about each.")],
+        run: Some(list),
+        ..Command::DEFAULT
+    },
+];
+
+fn enable(invocation: &mut Invocation<'_, '_>) -> i32 {
+    try_enable(invocation).unwrap_or_else(|code| code)
+}
+
+fn try_enable(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+    invocation.expect_args(1)?;
+    let kind = trimmed(&invocation.args[0]).to_owned();
+    let path = invocation
+        .flags
+        .text("path")
+        .map(trimmed)
+        .filter(|path| !path.is_empty())
+        .unwrap_or(&kind)
+        .to_owned();
+    let flags = &invocation.flags;
+    let mut options: Map<String, Value> =
+        flags.pairs("options").into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
+    if let Some(version) = flags.int("version") {
+        options.insert("version".to_owned(), version.to_string().into());
+    }
+    let ttl = |flag| flags.go_duration(flag).unwrap_or(GoDuration(0)).to_string();
+    let body = json!({
+        "type": kind,
+        "description": flags.text("description").unwrap_or_default(),
+        "config": {
+            "default_lease_ttl": ttl("default-lease-ttl"),
+            "max_lease_ttl": ttl("max-lease-ttl"),
+            "force_no_cache": flags.bool("force-no-cache"),
+            "options": null,
+        },
+        "local": flags.bool("local"),
+        "seal_wrap": flags.bool("seal-wrap"),
+        "external_entropy_access": flags.bool("external-entropy-access"),
+        "options": if options.is_empty() { Value::Null } else { Value::Object(options) },
+    });
+    let session = invocation.session()?;
+    let answer = session.call("POST", &format!("sys/mounts/{path}"), &[], Some(&body));
+    answer.map_err(|error| invocation.refused("Error enabling", &error))?;
+    invocation.ui.output(&format!("Success! Enabled the {kind} secrets engine at: {path}/"));
+    Ok(0)
+}
+
+fn disable(invocation: &mut Invocation<'_, '_>) -> i32 {
+    try_disable(invocation).unwrap_or_else(|code| code)
+}
+
+fn try_disable(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+    invocation.expect_args(1)?;
+    let path = trimmed(&invocation.args[0]).to_owned();
+    let session = invocation.session()?;
+    let answer = session.delete(&format!("sys/mounts/{path}"), &[]);
+    let doing = format!("Error disabling secrets engine at {path}/");
+    answer.map_err(|error| invocation.refused(&doing, &error))?;
+    invocation.ui.output(&format!("Success! Disabled the secrets engine (if it existed) at: {path}/"));
+    Ok(0)
+}
+
+fn list(invocation: &mut Invocation<'_, '_>) -> i32 {
+    try_list(invocation).unwrap_or_else(|code| code)
+}
+
+fn try_list(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+    invocation.expect_args(0)?;
+    let session = invocation.session()?;
+    let answer = session.read("sys/mounts", &[]);
+    let answer = answer.map_err(|error| invocation.refused("Error listing secrets engines", &error))?;
+    let mounts = answer.and_then(|secret| secret.data).unwrap_or_default();
+    let detailed = invocation.flags.bool("detailed");
+    let (ui, format) = invocation.printer();
+    if format != Format::Table {
+        let mounts = mounts.iter().map(|(path, mount)| (path.clone(), entry(mount)));
+        return Ok(output::print(ui, format, Document::Object(mounts.collect())));
+    }
+    ui.output(&if detailed { detailed_table(&mounts) } else { short_table(&mounts) });
+    Ok(0)
+}
+
+fn short_table(mounts: &Map<String, Value>) -> String {
+    let row = |(path, mount): (&String, &Value)| {
+        vec![path.clone(), text(mount, "type"), text(mount, "accessor"), text(mount, "description")]
+    };
+    output::table(&["Path", "Type", "Accessor", "Description"], &mounts.iter().map(row).collect::<Vec<_>>())
+}
+
+fn detailed_table(mounts: &Map<String, Value>) -> String {
+    let header = [
+        "Path",
+        "Plugin",
+        "Accessor",
+        "Default TTL",
+        "Max TTL",
+        "Force No Cache",
+        "Replication",
+        "Seal Wrap",
+        "External Entropy Access",
+        "Options",
+        "Description",
+        "UUID",
+        "Version",
+        "Running Version",
+        "Running SHA256",
+        "Deprecation Status",
+    ];
+    let row = |(path, mount): (&String, &Value)| {
+        let none = Value::Null;
+        let config = mount.get("config").unwrap_or(&none);
+        let ttl = |key| match (path.as_str(), config.get(key).and_then(Value::as_i64)) {
+            ("sys/" | "cubbyhole/", _) => "n/a".to_owned(),
+            (_, None | Some(0)) => "system".to_owned(),
+            (_, Some(seconds)) => seconds.to_string(),
+        };
+        let local = mount.get("local").and_then(Value::as_bool).unwrap_or(false);
+        let options = mount.get("options").filter(|options| options.is_object());
+        vec![
+            path.clone(),
+            text(mount, "type"),
+            text(mount, "accessor"),
+            ttl("default_lease_ttl"),
+            ttl("max_lease_ttl"),
+            flag(config, "force_no_cache"),
+            if local { "local" } else { "replicated" }.to_owned(),
+            flag(mount, "seal_wrap"),
+            flag(mount, "external_entropy_access"),
+            options.map_or_else(|| "map[]".to_owned(), output::go),
+            text(mount, "description"),
+            text(mount, "uuid"),
+            text(mount, "plugin_version"),
+            text(mount, "running_plugin_version"),
+            text(mount, "running_sha256"),
+            text(mount, "deprecation_status"),
+        ]
+    };
+    output::table(&header, &mounts.iter().map(row).collect::<Vec<_>>())
+}
+
+/// A mount's fields in Vault's order; what else the server knows follows, sorted.
+fn entry(mount: &Value) -> Document {
+    const ORDER: [&str; 12] = [
+        "uuid",
+        "type",
+        "description",
+        "accessor",
+        "config",
+        "options",
+        "local",
+        "seal_wrap",
+        "external_entropy_access",
+        "plugin_version",
+        "running_plugin_version",
+        "running_sha256",
+    ];
+    let Some(fields) = mount.as_object() else { return mount.clone().into() };
+    let known = ORDER
+        .iter()
+        .filter_map(|key| fields.get(*key).map(|value| ((*key).to_owned(), value.clone().into())));
+    let others = fields.iter().filter(|(key, _)| !ORDER.contains(&key.as_str()));
+    Document::Object(known.chain(others.map(|(key, value)| (key.clone(), value.clone().into()))).collect())
+}
+
+fn text(fields: &Value, key: &str) -> String {
+    fields.get(key).filter(|value| !value.is_null()).map(output::go).unwrap_or_default()
+}
+
+fn flag(fields: &Value, key: &str) -> String {
+    fields.get(key).and_then(Value::as_bool).unwrap_or(false).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mounts() -> Map<String, Value> {
+        let mounts = json!({
+            "sys/": {"type": "system", "accessor": "system_1", "description": "", "config": {"default_lease_ttl": 0}},
+            "secret/": {"type": "kv", "accessor": "kv_1", "description": "d", "uuid": "u", "options": {"version": "2"},
+                        "config": {"default_lease_ttl": 0, "max_lease_ttl": 3600}},
+        });
+        mounts.as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn mounts_are_listed_by_path() {
+        let expected = "\
+Path       Type      Accessor    Description
+----       ----      --------    -----------
+secret/    kv        kv_1        d
+sys/       system    system_1    n/a";
+        assert_eq!(short_table(&mounts()), expected);
+    }
+
+    #[test]
+    fn the_detailed_table_spells_defaults_out() {
+        let table = detailed_table(&mounts());
+        let cells =
+            |line: usize| table.lines().nth(line).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            cells(2).starts_with(
+                "secret/ kv kv_1 system 3600 false replicated false false map[version:2] d u n/a"
+            )
+        );
+        assert!(cells(3).starts_with("sys/ system system_1 n/a n/a false replicated"));
+    }
+
+    #[test]
+    fn a_mount_begins_with_its_uuid_in_json() {
+        let json = entry(&mounts()["secret/"]).render(Format::Json).unwrap();
+        assert!(json.starts_with("{\n  \"uuid\": \"u\",\n  \"type\": \"kv\""), "{json}");
+    }
+}

@@ -1,0 +1,35 @@
+//! `version`, also as `-v`, `-version`, `--version`.
+
+use crate::cli::{Command, Invocation, Program};
+
+/// The table's entry.
+pub const COMMANDS: &[Command] = &[Command {
+    name: "version",
+    synopsis: "Prints the version",
+    arguments: "",
+    about: "Prints the version of this program, on one line.",
+    calls_api: false,
+    run: Some(run),
+    ..Command::DEFAULT
+}];
+
+/// The version of Vault whose API and output this program gives.
+pub const VAULT_VERSION: &str = "1.16.3";
+
+/// The line that `version` prints. Scripts take its second word; under one of Vault's names they expect a
+/// version of Vault there.
+pub fn line(program: Program) -> String {
+    let (product, version) = match program {
+        Program::Keystead => ("Keystead", env!("CARGO_PKG_VERSION")),
+        Program::Vault | Program::Bao => ("Vault", VAULT_VERSION),
+    };
+    let commit = option_env!("KEYSTEAD_COMMIT").unwrap_or("unknown");
+    let built = option_env!("KEYSTEAD_BUILD_DATE").unwrap_or("unknown");
+    format!("{product} v{version} ({commit}), built {built}")
+}
+
+fn run(invocation: &mut Invocation<'_, '_>) -> i32 {
+    let line = line(invocation.program);
+    invocation.ui.output(&line);
+    0
+}
