@@ -30,6 +30,9 @@ pub enum ApiError {
     /// There is nothing at this path (404 without a text).
     #[error("nothing found")]
     NotFound,
+    /// The namespace does not exist (404).
+    #[error("namespace not found")]
+    NoNamespace,
     /// No mount owns the path (404).
     #[error("no handler for route \"{0}\". route entry not found.")]
     NoRoute(String),

@@ -1,0 +1,293 @@
+//! From an HTTP request to a [`Request`], and from a [`Response`] back.
+
+use std::{
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{body::Body, extract::State};
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
+use http_body_util::BodyExt;
+use serde_json::{Map, Value};
+
+use super::{envelope::render, status};
+use crate::{
+    core::{
+        Core,
+        error::ApiError,
+        fields::parse_bool,
+        path::RequestPath,
+        request::{Operation, Request, fresh_id, parse_body, parse_query},
+        response::Response,
+        time::parse_duration_s,
+    },
+    secret::SecretString,
+};
+
+/// Longest body, as Vault's default.
+pub const MAX_BODY_BYTES: usize = 32 << 20;
+/// Memory that all bodies being received at one time may hold.
+const MAX_BODIES_BYTES: usize = 256 << 20;
+/// How long a client may take to send a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a connection knows of its client.
+#[derive(Clone)]
+pub(super) struct Client {
+    pub address: SocketAddr,
+    /// The certificate it showed, in DER.
+    pub certificate: Option<Vec<u8>>,
+}
+
+/// What all requests of a listener share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub core: Arc<Core>,
+    /// Bytes of bodies being received.
+    bodies: Arc<AtomicUsize>,
+}
+
+impl Shared {
+    pub fn new(core: Arc<Core>) -> Self {
+        Self { core, bodies: Arc::default() }
+    }
+}
+
+/// Answers every request of every connection.
+pub(super) async fn answer(
+    State(shared): State<Shared>,
+    request: axum::extract::Request,
+) -> http::Response<Body> {
+    let head = request.method() == Method::HEAD;
+    let namespace = request.headers().get("x-vault-namespace").cloned();
+    let handled = AssertUnwindSafe(handle(shared, request)).catch_unwind().await;
+    let response = handled.unwrap_or_else(|_panic| {
+        // The panic's own message may hold anything, so it is not repeated here.
+        tracing::error!("a request panicked; this is a bug");
+        metrics::counter!("keystead_core_panics_total").increment(1);
+        Response { id: fresh_id(), result: Err(ApiError::Internal("internal error".to_owned())) }
+    });
+    into_http(response, namespace, head)
+}
+
+async fn handle(shared: Shared, request: axum::extract::Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let parsed = match parse_head(&parts) {
+        Ok(mut request) if request.operation.writes() => {
+            match receive(&shared, &parts, &request, body).await {
+                Ok(data) => {
+                    request.data = data;
+                    Ok(request)
+                }
+                Err(error) => Err(error),
+            }
+        }
+        other => other,
+    };
+    match parsed {
+        Ok(request) => shared.core.handle(request).await,
+        Err(error) => Response { id: fresh_id(), result: Err(error) },
+    }
+}
+
+/// Everything but the body.
+fn parse_head(parts: &Parts) -> Result<Request, ApiError> {
+    let raw = parts.uri.path();
+    let encoded = raw.strip_prefix("/v1/").ok_or(ApiError::NotFound)?;
+    let query = parts.uri.query().unwrap_or_default();
+    let mut fields = parse_query(query)?;
+    let operation = operation(&parts.method, &mut fields)?;
+    let mut path =
+        RequestPath::from_encoded(encoded).map_err(|error| ApiError::invalid(error.to_string()))?;
+    if operation == Operation::List {
+        path = path.into_folder();
+    }
+    let headers = &parts.headers;
+    refuse_wrapping(headers)?;
+    let mut request = Request::new(operation, path);
+    request.location = parts.uri.path_and_query().map_or_else(|| raw.to_owned(), ToString::to_string);
+    request.token = token(headers);
+    request.namespace = text(headers, "x-vault-namespace").map(str::to_owned);
+    request.no_forward = headers.contains_key("x-vault-no-request-forwarding");
+    if let Some(client) = parts.extensions.get::<Client>() {
+        request.client_address = client.address.to_string();
+        request.client_certificate.clone_from(&client.certificate);
+    }
+    if matches!(operation, Operation::Delete) || !operation.writes() {
+        request.data = fields;
+    }
+    Ok(request)
+}
+
+fn operation(method: &Method, query: &mut Map<String, Value>) -> Result<Operation, ApiError> {
+    match method.as_str() {
+        "GET" | "HEAD" => {
+            let flag = |value: Option<Value>| match value {
+                None => Ok(false),
+                Some(value) => value.as_str().and_then(parse_bool).ok_or(ApiError::Malformed),
+            };
+            let list = flag(query.remove("list"))?;
+            let help = flag(query.remove("help"))?;
+            Ok(match (help, list) {
+                (true, _) => Operation::Help,
+                (false, true) => Operation::List,
+                (false, false) => Operation::Read,
+            })
+        }
+        "LIST" => Ok(Operation::List),
+        "HELP" => Ok(Operation::Help),
+        "POST" | "PUT" => Ok(Operation::Update),
+        "PATCH" => Ok(Operation::Patch),
+        "DELETE" => Ok(Operation::Delete),
+        _ => Err(ApiError::MethodNotAllowed),
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// The token: its own header wins even when it is wrong; `Bearer` is spelled exactly so.
+fn token(headers: &HeaderMap) -> Option<SecretString> {
+    if headers.contains_key("x-vault-token") {
+        // What is no text is no token, but it still keeps the other header from counting.
+        let sent = text(headers, "x-vault-token").unwrap_or("\u{0}");
+        return (!sent.is_empty()).then(|| SecretString::new(sent.to_owned()));
+    }
+    let bearer = text(headers, header::AUTHORIZATION.as_str())?.strip_prefix("Bearer ")?.trim();
+    (!bearer.is_empty()).then(|| SecretString::new(bearer.to_owned()))
+}
+
+fn refuse_wrapping(headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(value) = headers.get("x-vault-wrap-ttl") else {
+        return Ok(());
+    };
+    let wrong = |why: &str| ApiError::invalid(format!("error parsing X-Vault-Wrap-TTL header: {why}"));
+    let sent = value.to_str().map_err(|_| wrong("not text"))?;
+    match parse_duration_s(&Value::from(sent)) {
+        None => Err(wrong("time: invalid duration")),
+        Some(0) => Ok(()),
+        Some(seconds) if seconds < 0 => Err(wrong("requested wrap ttl cannot be negative")),
+        Some(_) => Err(ApiError::invalid("response wrapping is not built yet")),
+    }
+}
+
+/// Receives and parses the body of a write.
+async fn receive(
+    shared: &Shared,
+    parts: &Parts,
+    request: &Request,
+    body: Body,
+) -> Result<Map<String, Value>, ApiError> {
+    let content_type = text(&parts.headers, header::CONTENT_TYPE.as_str());
+    if request.operation == Operation::Patch {
+        check_patch_type(content_type)?;
+    }
+    let length = text(&parts.headers, header::CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
+    if length.is_some_and(|length: u64| length > MAX_BODY_BYTES as u64) {
+        return Err(ApiError::BodyTooLarge);
+    }
+    let received = tokio::time::timeout(BODY_TIMEOUT, collect(&shared.bodies, body));
+    let bytes =
+        received.await.map_err(|_| ApiError::invalid("request body was not received in time"))??;
+    if request.operation == Operation::Delete {
+        // The fields of a DELETE are in its query; the body was read only to keep the connection usable.
+        return Ok(request.data.clone());
+    }
+    parse_body(content_type, &bytes)
+}
+
+fn check_patch_type(content_type: Option<&str>) -> Result<(), ApiError> {
+    let Some(sent) = content_type.filter(|sent| !sent.is_empty()) else {
+        return Err(ApiError::invalid("mime: no media type"));
+    };
+    let kind = sent.split(';').next().unwrap_or_default().trim();
+    if kind.eq_ignore_ascii_case("application/merge-patch+json") {
+        return Ok(());
+    }
+    let printable =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'+' | b'-' | b'.' | b'_');
+    let shown = if kind.len() <= 100 && kind.bytes().all(printable) { kind } else { "another" };
+    Err(ApiError::UnsupportedMediaType(format!(
+        "PATCH requires Content-Type of application/merge-patch+json, provided {shown}"
+    )))
+}
+
+/// Counts a body's bytes as long as they are held.
+struct Held<'a> {
+    total: &'a AtomicUsize,
+    bytes: usize,
+}
+
+impl Held<'_> {
+    fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
+        self.bytes += bytes;
+        let total = self.total.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if self.bytes > MAX_BODY_BYTES {
+            return Err(ApiError::BodyTooLarge);
+        }
+        if total > MAX_BODIES_BYTES {
+            return Err(ApiError::Busy("too many large requests at once; try again".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+async fn collect(bodies: &AtomicUsize, mut body: Body) -> Result<Bytes, ApiError> {
+    let mut held = Held { total: bodies, bytes: 0 };
+    let mut bytes = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| ApiError::invalid("request body could not be read"))?;
+        if let Ok(data) = frame.into_data() {
+            held.grow(data.len())?;
+            bytes.extend_from_slice(&data);
+        }
+    }
+    Ok(bytes.freeze())
+}
+
+fn into_http(response: Response, namespace: Option<HeaderValue>, head: bool) -> http::Response<Body> {
+    let status = status::status(&response.result);
+    let retry_after = response.result.as_ref().err().and_then(status::retry_after_s);
+    let location = match &response.result {
+        Ok(crate::core::response::Answer::Redirect { location }) => HeaderValue::from_str(location).ok(),
+        _ => None,
+    };
+    let rendered = render(response);
+    let mut out = http::Response::new(Body::empty());
+    *out.status_mut() = status;
+    let headers = out.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(
+        header::STRICT_TRANSPORT_SECURITY,
+        HeaderValue::from_static("max-age=31536000; includeSubDomains"),
+    );
+    let mut set = |name: HeaderName, value: Option<HeaderValue>| {
+        if let Some(value) = value {
+            headers.insert(name, value);
+        }
+    };
+    set(header::CONTENT_TYPE, rendered.content_type.and_then(|kind| HeaderValue::from_str(&kind).ok()));
+    set(header::RETRY_AFTER, retry_after.map(HeaderValue::from));
+    set(header::LOCATION, location);
+    set(HeaderName::from_static("x-vault-namespace"), namespace);
+    match rendered.body {
+        Some(body) if head => set(header::CONTENT_LENGTH, Some(HeaderValue::from(body.len()))),
+        Some(body) => *out.body_mut() = Body::from(body),
+        None => {}
+    }
+    out
+}

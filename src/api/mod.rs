@@ -1,0 +1,225 @@
+//! The HTTP API: listeners, TLS, HTTP/1.1 and HTTP/2, and Vault's conventions on top.
+//!
+//! The router of axum has a single route: the routing table is the vault's own, for it also says who may ask
+//! and which node answers.
+
+pub mod envelope;
+mod http;
+pub mod status;
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{Router, body::Body};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::timeout,
+};
+use tower_service::Service;
+
+pub use self::http::MAX_BODY_BYTES;
+use self::http::{Client, Shared, answer};
+use crate::core::Core;
+
+/// Gives the TLS configuration for the next connection, so that it can be replaced while the listener runs.
+pub type TlsSource = Arc<dyn Fn() -> Arc<rustls::ServerConfig> + Send + Sync>;
+
+/// Connections that one listener serves at a time; the rest wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 4_096;
+/// How long a client may take for its TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take for a request's headers, or leave a connection idle.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Memory for one request's headers.
+const MAX_HEADER_BYTES: usize = 64 << 10;
+/// Requests in flight on one HTTP/2 connection.
+const MAX_STREAMS: u32 = 128;
+/// How long requests in flight may take once the listener shuts down.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How a listener ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drained {
+    /// Every request in flight was answered.
+    Completely,
+    /// This many connections were cut off at the deadline.
+    Cut(usize),
+}
+
+/// Serves the API on a bound socket until `shutdown` is true, then lets the requests in flight end.
+///
+/// # Errors
+/// Only if the socket cannot be handed to the runtime; a failure of one connection is that connection's.
+///
+/// # Cancel safety
+/// Dropping the future cuts off every connection.
+pub async fn serve(
+    listener: std::net::TcpListener,
+    tls: Option<TlsSource>,
+    core: Arc<Core>,
+    mut shutdown: watch::Receiver<bool>,
+) -> io::Result<Drained> {
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    let router = Router::new().fallback(answer).with_state(Shared::new(core));
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    let stop = shutdown.clone();
+    let mut stopped = pin!(stopped(&mut shutdown));
+    loop {
+        let accepted = tokio::select! {
+            () = stopped.as_mut() => break,
+            accepted = accept(&listener, &room) => accepted,
+        };
+        while connections.try_join_next().is_some() {}
+        match accepted {
+            Ok((stream, address, permit)) => {
+                let (router, tls, stop) = (router.clone(), tls.clone(), stop.clone());
+                connections.spawn(async move {
+                    serve_connection(stream, address, tls, router, stop).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                // Out of file descriptors, mostly: accepting again at once would only burn the processor.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop(listener);
+    let drained =
+        timeout(DRAIN_TIMEOUT, async { while connections.join_next().await.is_some() {} }).await;
+    Ok(match drained {
+        Ok(()) => Drained::Completely,
+        Err(_) => Drained::Cut(connections.len()),
+    })
+}
+
+/// Waits for the end. A closed channel is the owner's own end, so it counts, too.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // The value is a guard that must not be held across the awaits of whoever waits.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+async fn accept(
+    listener: &TcpListener,
+    room: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = Arc::clone(room).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, address) = listener.accept().await?;
+    Ok((stream, address, permit))
+}
+
+async fn serve_connection(
+    stream: TcpStream,
+    address: SocketAddr,
+    tls: Option<TlsSource>,
+    router: Router,
+    stop: watch::Receiver<bool>,
+) {
+    // Answers are small and written at once; waiting for more to send would only delay them.
+    let _ = stream.set_nodelay(true);
+    let Some(tls) = tls else {
+        let client = Client { address, certificate: None };
+        return serve_http(stream, false, client, router, stop).await;
+    };
+    match timeout(HANDSHAKE_TIMEOUT, handshake(stream, tls())).await {
+        Ok(Some(stream)) => {
+            let session = stream.get_ref().1;
+            let http2 = session.alpn_protocol() == Some(b"h2");
+            let certificate =
+                session.peer_certificates().and_then(|chain| chain.first()).map(|leaf| leaf.to_vec());
+            serve_http(stream, http2, Client { address, certificate }, router, stop).await;
+        }
+        Ok(None) => {}
+        Err(_) => tracing::debug!("a client did not finish its TLS handshake in time"),
+    }
+}
+
+/// Shakes hands; who speaks plain HTTP instead is told so in plain HTTP.
+async fn handshake(
+    mut stream: TcpStream,
+    config: Arc<rustls::ServerConfig>,
+) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
+    const HANDSHAKE_RECORD: u8 = 0x16;
+    const PLAIN: &[u8] = b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
+        Connection: close\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
+    let mut first = [0];
+    match stream.peek(&mut first).await {
+        Ok(1) if first[0] == HANDSHAKE_RECORD => {}
+        Ok(1) if first[0].is_ascii_uppercase() => {
+            // Read what is there, or closing the socket would reset it before the client sees the answer.
+            let mut discarded = [0; 4096];
+            let _ = stream.try_read(&mut discarded);
+            let _ = stream.write_all(PLAIN).await;
+            let _ = stream.shutdown().await;
+            return None;
+        }
+        _ => return None,
+    }
+    match tokio_rustls::TlsAcceptor::from(config).accept(stream).await {
+        Ok(stream) => Some(stream),
+        Err(error) => {
+            tracing::debug!(%error, "a TLS handshake failed");
+            None
+        }
+    }
+}
+
+async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    http2: bool,
+    client: Client,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+) {
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(client.clone());
+        router.clone().call(request)
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // Which version it is was settled by ALPN, so nothing waits for a first byte to guess from.
+    builder = if http2 { builder.http2_only() } else { builder.http1_only() };
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEADER_BYTES)
+        .half_close(false);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX))
+        .keep_alive_interval(HEADER_TIMEOUT)
+        .keep_alive_timeout(HANDSHAKE_TIMEOUT);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stopped(&mut stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection ended with an error");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,323 @@
+//! The vault itself: how a request becomes an answer.
+//!
+//! Reading order: [`request`] and [`path`] (parsing), [`router`] (the table), [`auth`] (the steps before
+//! execution), [`txn`] (what an engine reads and writes through), `leader` and `forward` (where a request runs
+//! and what happens when leadership moves), [`mounts`], [`sys`].
+
+pub mod auth;
+pub(crate) mod codec;
+pub mod error;
+pub mod fields;
+mod forward;
+pub mod gojson;
+pub mod inflight;
+pub mod json;
+pub mod latches;
+mod leader;
+pub mod mounts;
+pub mod node_ops;
+pub mod path;
+pub mod request;
+pub mod response;
+pub mod router;
+mod sweep;
+mod sys;
+mod sys_raw;
+pub mod time;
+pub mod token;
+pub mod txn;
+
+#[cfg(test)]
+mod test_replica;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use keystead_raft::{ReadError, Replicated};
+use keystead_storage::{RecordKey, Write};
+
+pub use sweep::Swept;
+pub use sys_raw::{BUILD_DATE, VERSION};
+
+use self::{
+    auth::{AuditBroker, NoDevices},
+    error::ApiError,
+    inflight::InFlight,
+    latches::Latches,
+    leader::{LatchKey, Led},
+    mounts::{MOUNTS_PATH, MountCache, MountTable},
+    node_ops::{NodeOps, Unsealed},
+    request::{Operation, Request},
+    response::{Answer, Response},
+    router::{Handler, Place, Route},
+    token::TokenRecord,
+    txn::{Transaction, kind, seal_record},
+};
+use crate::{
+    barrier::MountId,
+    engines::{self, EngineRequest},
+    secret::SecretString,
+};
+
+/// How often a request runs again because what it had read changed under it, before the client is told to come
+/// back.
+const MAX_RERUNS: usize = 32;
+
+/// What can be set.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long a request waits for an election that is in progress.
+    pub election_wait: Duration,
+    /// How long the outcome of a write that may have been executed is asked for before the client is told that
+    /// it is unknown.
+    pub unknown_wait: Duration,
+    /// How long a forwarded request may take.
+    pub forward_deadline: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            election_wait: Duration::from_secs(5),
+            unknown_wait: Duration::from_secs(30),
+            forward_deadline: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The vault of one node.
+pub struct Core {
+    node: Arc<dyn NodeOps>,
+    settings: Settings,
+    mounts: MountCache,
+    latches: Latches<LatchKey>,
+    inflight: InFlight<Led>,
+    audit: Box<dyn AuditBroker>,
+}
+
+impl Core {
+    /// A vault over a node.
+    pub fn new(node: Arc<dyn NodeOps>, settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            node,
+            settings,
+            mounts: MountCache::default(),
+            latches: Latches::new(),
+            inflight: InFlight::new(),
+            audit: Box::new(NoDevices),
+        })
+    }
+
+    /// Answers a request.
+    ///
+    /// # Cancel safety
+    /// A write that has begun goes on when the future is dropped; only its answer is lost.
+    pub async fn handle(self: &Arc<Self>, request: Request) -> Response {
+        let started = Instant::now();
+        let (id, operation) = (request.id, request.operation);
+        let route = router::find(&request.path, operation);
+        let result = self.dispatch(request, &route).await;
+        let elapsed = started.elapsed();
+        metrics::histogram!("vault_core_handle_request").record(elapsed.as_secs_f64() * 1_000.0);
+        metrics::counter!("keystead_core_requests_total", "operation" => operation.name(),
+            "outcome" => if result.is_ok() { "ok" } else { "error" })
+        .increment(1);
+        // The path is a name, so the event carries the route's pattern instead.
+        tracing::debug!(operation = operation.name(), route = route.pattern, ok = result.is_ok(),
+            elapsed_us = elapsed.as_micros(), "request");
+        Response { id, result }
+    }
+
+    /// Forgets what was read of these records before they changed. To be called for every applied entry,
+    /// before its index is published as applied.
+    pub fn invalidate(&self, changed: &[RecordKey]) {
+        self.mounts.invalidate(changed);
+    }
+
+    /// Forgets everything that was read: the node was sealed or unsealed, or a snapshot replaced the state.
+    pub fn forget(&self) {
+        self.mounts.clear();
+    }
+
+    fn node(&self) -> &dyn NodeOps {
+        &*self.node
+    }
+
+    fn mounts(&self) -> &MountCache {
+        &self.mounts
+    }
+
+    /// The open vault and its replica.
+    fn open(&self) -> Result<(Arc<Unsealed>, Arc<dyn Replicated>), ApiError> {
+        let unsealed = self.node.unsealed().ok_or(ApiError::Sealed)?;
+        let replica = self.node.replica().ok_or(ApiError::Sealed)?;
+        Ok((unsealed, replica))
+    }
+
+    async fn dispatch(self: &Arc<Self>, request: Request, route: &Route) -> Result<Answer, ApiError> {
+        let authenticated = route.access != router::Access::None;
+        if route.raw {
+            if route.handler == Handler::Seal && self.node.unsealed().is_none() {
+                // Sealing what is sealed needs nobody's leave; it changes nothing.
+                return Ok(Answer::NoContent);
+            }
+            if route.handler == Handler::Unsupported {
+                return Err(ApiError::MethodNotAllowed);
+            }
+            if route.handler != Handler::Seal {
+                return self.answer_raw(route.handler, &request).await;
+            }
+        }
+        if self.node.unsealed().is_none() {
+            return Err(ApiError::Sealed);
+        }
+        if request.namespace.as_deref().is_some_and(|name| !matches!(name.trim_matches('/'), "" | "root")) {
+            return Err(ApiError::NoNamespace);
+        }
+        if request.operation == Operation::Help {
+            return Err(ApiError::UnsupportedOperation { authenticated });
+        }
+        match route.place {
+            Place::Local | Place::Linearizable => {
+                let answer = self.read(&request, route).await?;
+                if route.handler == Handler::Seal {
+                    self.node.seal().await?;
+                    self.forget();
+                }
+                Ok(answer)
+            }
+            Place::Leader => self.lead_or_forward(request, route).await,
+        }
+    }
+
+    /// Runs a request that writes nothing on this node, so that it sees everything that was acknowledged
+    /// before it came in, and sees it at one point in time.
+    async fn read(&self, request: &Request, route: &Route) -> Result<Answer, ApiError> {
+        let deadline = tokio::time::Instant::now() + self.settings.election_wait;
+        let mut reruns = 0;
+        loop {
+            let (unsealed, replica) = self.open()?;
+            let barrier = match replica.read_barrier().await {
+                Ok(barrier) => barrier,
+                Err(ReadError::Sealed) => return Err(ApiError::Sealed),
+                Err(ReadError::NoLeader | ReadError::Timeout | ReadError::Stopped(_)) => {
+                    if tokio::time::Instant::now() >= deadline {
+                        return Err(ApiError::NoLeader);
+                    }
+                    pause(&*replica, deadline).await;
+                    continue;
+                }
+            };
+            let mut txn = Transaction::new(
+                Arc::clone(&unsealed.barrier),
+                replica.state(),
+                barrier.cluster_time_ms,
+            );
+            let result = blocking_if(request.operation == Operation::List, || {
+                self.run(request, route, &unsealed, &mut txn)
+            });
+            if txn.is_one_point_in_time()? && replica.confirm_read(&barrier) {
+                return result;
+            }
+            reruns += 1;
+            if reruns > MAX_RERUNS {
+                return Err(ApiError::Busy("what was read kept changing; try again".to_owned()));
+            }
+            self.mounts.clear();
+        }
+    }
+
+    /// Runs a request once: token, policy, audit, then whatever the route does.
+    fn run(
+        &self,
+        request: &Request,
+        route: &Route,
+        unsealed: &Unsealed,
+        txn: &mut Transaction,
+    ) -> Result<Answer, ApiError> {
+        let authenticated = auth::authenticate(request, route, unsealed, txn)?;
+        let authorized = authenticated.authorize(route)?;
+        let audited = authorized.audit(&*self.audit, request)?;
+        let known = route.access != router::Access::None;
+        match route.handler {
+            Handler::Engine => self.run_engine(request, unsealed, txn),
+            Handler::Unknown => Err(unknown_path(request)),
+            Handler::Unsupported => Err(ApiError::UnsupportedOperation { authenticated: known }),
+            // What these do happens outside of the transaction, once it has found them allowed.
+            Handler::Seal | Handler::RemovePeer | Handler::RaftChallenge | Handler::RaftAnswer => {
+                Ok(Answer::NoContent)
+            }
+            handler => self.answer_sys(&audited, handler, request, unsealed, txn),
+        }
+    }
+
+    fn run_engine(
+        &self,
+        request: &Request,
+        unsealed: &Unsealed,
+        txn: &mut Transaction,
+    ) -> Result<Answer, ApiError> {
+        let table = self.mounts.table(&unsealed.barrier, txn)?;
+        let path = request.path.as_str();
+        let Some((mount, rest)) = table.route(path) else {
+            return Err(ApiError::NoRoute(path.to_owned()));
+        };
+        if !MountTable::is_built(mount) {
+            return Err(ApiError::UnsupportedPath { authenticated: true });
+        }
+        let below = EngineRequest { operation: request.operation, path: rest, data: &request.data, mount };
+        engines::handle(&below, txn)
+    }
+}
+
+/// The first records of a vault, sealed: the mount table and the root token.
+///
+/// # Errors
+/// Only if a record cannot be encoded, which does not happen to these.
+pub fn initial_writes(
+    unsealed: &Unsealed,
+    root_token: &SecretString,
+    now_ms: u64,
+    dev_mounts: bool,
+) -> Result<Vec<Write>, ApiError> {
+    let barrier = &unsealed.barrier;
+    let table = MountTable::initial(dev_mounts).encode()?;
+    let path = token::record_path(&unsealed.token_key, root_token)
+        .ok_or_else(|| ApiError::invalid("the root token must be printable text"))?;
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    let record = TokenRecord::root(now_ms).encode()?;
+    Ok(vec![
+        seal_record(barrier, MountId::VAULT, &MOUNTS_PATH, kind::MOUNTS, &table)?,
+        seal_record(barrier, MountId::VAULT, &path, kind::TOKEN, &record)?,
+    ])
+}
+
+fn unknown_path(request: &Request) -> ApiError {
+    let path = request.path.as_str();
+    if path.starts_with("auth/") && !path.starts_with("auth/token/") {
+        ApiError::NoRoute(path.to_owned())
+    } else {
+        ApiError::UnsupportedPath { authenticated: true }
+    }
+}
+
+/// Waits for a change of leadership, shortly or until the deadline.
+async fn pause(replica: &dyn Replicated, deadline: tokio::time::Instant) {
+    const SHORTLY: Duration = Duration::from_millis(20);
+    let mut leadership = replica.leadership();
+    let until = deadline.min(tokio::time::Instant::now() + SHORTLY);
+    // Whether it changed or time ran out, the caller looks again.
+    let _ = tokio::time::timeout_at(until, leadership.changed()).await;
+}
+
+/// Runs something long without keeping a worker of the runtime from the requests of others.
+fn blocking_if<T>(long: bool, work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    let many_threads =
+        Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread);
+    if long && many_threads { tokio::task::block_in_place(work) } else { work() }
+}

@@ -1,0 +1,282 @@
+//! The routing table: for every path, what may be asked of it, by whom, and which node answers.
+
+use super::{
+    path::RequestPath,
+    request::Operation::{self, Delete, Help, List, Patch, Read, Update},
+};
+
+/// Which node answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The node that was asked, whatever its state.
+    Local,
+    /// Any unsealed node, after it has made sure that it knows everything that was acknowledged.
+    Linearizable,
+    /// The leader; others forward.
+    Leader,
+}
+
+/// Who may ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Everybody.
+    None,
+    /// Everybody; a token shows more.
+    Optional,
+    /// Who has a token whose policies allow it.
+    Token,
+    /// Who has `sudo` there.
+    Root,
+}
+
+/// What a route does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Handler {
+    /// `sys/init`.
+    Init,
+    /// `sys/seal-status`.
+    SealStatus,
+    /// `sys/unseal`.
+    Unseal,
+    /// `sys/seal`.
+    Seal,
+    /// `sys/health`.
+    Health,
+    /// `sys/leader`.
+    Leader,
+    /// `sys/storage/raft/join`.
+    RaftJoin,
+    /// `sys/storage/raft/bootstrap/challenge`.
+    RaftChallenge,
+    /// `sys/storage/raft/bootstrap/answer`.
+    RaftAnswer,
+    /// `sys/storage/raft/remove-peer`.
+    RemovePeer,
+    /// `sys/storage/raft/configuration`.
+    RaftConfiguration,
+    /// `sys/metrics`.
+    Metrics,
+    /// `sys/key-status`.
+    KeyStatus,
+    /// `sys/mounts`.
+    Mounts,
+    /// `sys/mounts/<path>`.
+    Mount,
+    /// `sys/internal/ui/mounts`.
+    VisibleMounts,
+    /// `sys/internal/ui/mounts/<path>`.
+    VisibleMount,
+    /// `auth/token/lookup-self`.
+    LookupSelf,
+    /// `auth/token/lookup`.
+    Lookup,
+    /// Whatever is mounted there.
+    Engine,
+    /// A path of the vault's own that does not exist.
+    Unknown,
+    /// A path that exists and does not know the operation.
+    Unsupported,
+}
+
+/// One line of the table.
+#[derive(Debug, Clone, Copy)]
+pub struct Route {
+    /// The path; `*` at the end stands for one or more segments.
+    pub pattern: &'static str,
+    /// What may be asked.
+    pub operations: &'static [Operation],
+    /// What it does.
+    pub handler: Handler,
+    /// Who may ask.
+    pub access: Access,
+    /// Which node answers.
+    pub place: Place,
+    /// It answers without an envelope, and its errors are never wrapped.
+    pub raw: bool,
+}
+
+const fn raw(pattern: &'static str, operations: &'static [Operation], handler: Handler) -> Route {
+    Route { pattern, operations, handler, access: Access::None, place: Place::Local, raw: true }
+}
+
+const fn logical(
+    pattern: &'static str,
+    operations: &'static [Operation],
+    handler: Handler,
+    access: Access,
+    place: Place,
+) -> Route {
+    Route { pattern, operations, handler, access, place, raw: false }
+}
+
+/// Every route but those of the mounts.
+pub const ROUTES: &[Route] = &[
+    raw("sys/init", &[Read, Update], Handler::Init),
+    raw("sys/seal-status", &[Read], Handler::SealStatus),
+    raw("sys/unseal", &[Update], Handler::Unseal),
+    raw("sys/health", &[Read], Handler::Health),
+    raw("sys/leader", &[Read], Handler::Leader),
+    raw("sys/storage/raft/join", &[Update], Handler::RaftJoin),
+    Route {
+        pattern: "sys/seal",
+        operations: &[Update],
+        handler: Handler::Seal,
+        access: Access::Root,
+        place: Place::Local,
+        raw: true,
+    },
+    logical(
+        "sys/storage/raft/bootstrap/challenge",
+        &[Update],
+        Handler::RaftChallenge,
+        Access::None,
+        Place::Leader,
+    ),
+    logical(
+        "sys/storage/raft/bootstrap/answer",
+        &[Update],
+        Handler::RaftAnswer,
+        Access::None,
+        Place::Leader,
+    ),
+    logical(
+        "sys/storage/raft/remove-peer",
+        &[Update],
+        Handler::RemovePeer,
+        Access::Root,
+        Place::Leader,
+    ),
+    logical(
+        "sys/storage/raft/configuration",
+        &[Read],
+        Handler::RaftConfiguration,
+        Access::Token,
+        Place::Linearizable,
+    ),
+    logical("sys/metrics", &[Read], Handler::Metrics, Access::Token, Place::Linearizable),
+    logical("sys/key-status", &[Read], Handler::KeyStatus, Access::Token, Place::Linearizable),
+    logical("sys/mounts", &[Read], Handler::Mounts, Access::Token, Place::Linearizable),
+    logical("sys/mounts/*", &[Read], Handler::Mount, Access::Token, Place::Linearizable),
+    logical("sys/mounts/*", &[Update, Delete], Handler::Mount, Access::Token, Place::Leader),
+    logical(
+        "sys/internal/ui/mounts",
+        &[Read],
+        Handler::VisibleMounts,
+        Access::Optional,
+        Place::Linearizable,
+    ),
+    logical(
+        "sys/internal/ui/mounts/*",
+        &[Read],
+        Handler::VisibleMount,
+        Access::Token,
+        Place::Linearizable,
+    ),
+    logical("auth/token/lookup-self", &[Read], Handler::LookupSelf, Access::Token, Place::Linearizable),
+    logical("auth/token/lookup", &[Read, Update], Handler::Lookup, Access::Token, Place::Linearizable),
+];
+
+/// What is mounted: reads are answered anywhere, writes by the leader.
+pub const MOUNTED: [Route; 2] = [
+    logical("*", &[Read, List, Help], Handler::Engine, Access::Token, Place::Linearizable),
+    logical("*", &[Update, Patch, Delete], Handler::Engine, Access::Token, Place::Leader),
+];
+
+const UNKNOWN: Route = logical(
+    "*",
+    &[Read, List, Update, Patch, Delete, Help],
+    Handler::Unknown,
+    Access::Token,
+    Place::Linearizable,
+);
+
+/// Finds the route of a request. There always is one: what does not exist, too, is told to token holders only.
+pub fn find(path: &RequestPath, operation: Operation) -> Route {
+    let path = path.as_str();
+    let mut known = None;
+    for route in ROUTES.iter().filter(|route| matches(route.pattern, path)) {
+        if route.operations.contains(&operation) {
+            return *route;
+        }
+        known = Some(route);
+    }
+    if let Some(route) = known {
+        return Route { handler: Handler::Unsupported, place: Place::Linearizable, ..*route };
+    }
+    let owned = |area: &str| path == area || path.strip_prefix(area).is_some_and(|rest| rest.starts_with('/'));
+    if owned("sys") || owned("auth") {
+        return UNKNOWN;
+    }
+    MOUNTED[usize::from(operation.writes())]
+}
+
+fn matches(pattern: &str, path: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(prefix) => path.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty()),
+        None => pattern == path,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(path: &str, operation: Operation) -> (Handler, Place) {
+        let route = find(&RequestPath::from_encoded(path).unwrap(), operation);
+        (route.handler, route.place)
+    }
+
+    #[test]
+    fn every_request_has_one_route() {
+        for (path, operation, handler, place) in [
+            ("sys/health", Read, Handler::Health, Place::Local),
+            ("sys/health/", Read, Handler::Unknown, Place::Linearizable),
+            ("sys/seal", Update, Handler::Seal, Place::Local),
+            ("sys/mounts", Read, Handler::Mounts, Place::Linearizable),
+            ("sys/mounts/", List, Handler::Unknown, Place::Linearizable),
+            ("sys/mounts/a/b", Update, Handler::Mount, Place::Leader),
+            ("sys/mounts/a", Read, Handler::Mount, Place::Linearizable),
+            ("sys/mounts/a", Patch, Handler::Unsupported, Place::Linearizable),
+            ("sys/nosuch", Update, Handler::Unknown, Place::Linearizable),
+            ("sys", Read, Handler::Unknown, Place::Linearizable),
+            ("system/x", Read, Handler::Engine, Place::Linearizable),
+            ("secret/data/a", Read, Handler::Engine, Place::Linearizable),
+            ("secret/data/a", Update, Handler::Engine, Place::Leader),
+            ("secret/metadata/", List, Handler::Engine, Place::Linearizable),
+            ("auth/token/lookup-self", Read, Handler::LookupSelf, Place::Linearizable),
+            ("auth/userpass/login/x", Update, Handler::Unknown, Place::Linearizable),
+            ("", Read, Handler::Engine, Place::Linearizable),
+        ] {
+            assert_eq!(route(path, operation), (handler, place), "{path} {operation:?}");
+        }
+    }
+
+    #[test]
+    fn what_needs_no_token_is_listed_here() {
+        let mut open: Vec<&str> =
+            ROUTES.iter().filter(|route| route.access == Access::None).map(|route| route.pattern).collect();
+        open.sort_unstable();
+        assert_eq!(
+            open,
+            [
+                "sys/health",
+                "sys/init",
+                "sys/leader",
+                "sys/seal-status",
+                "sys/storage/raft/bootstrap/answer",
+                "sys/storage/raft/bootstrap/challenge",
+                "sys/storage/raft/join",
+                "sys/unseal",
+            ]
+        );
+    }
+
+    #[test]
+    fn writes_of_the_state_go_to_the_leader() {
+        for route in ROUTES.iter().chain(&MOUNTED) {
+            let changes = route.operations.iter().any(|operation| operation.writes());
+            let local = route.place == Place::Local || route.handler == Handler::Lookup;
+            assert_eq!(changes && !local, route.place == Place::Leader, "{}", route.pattern);
+        }
+    }
+}

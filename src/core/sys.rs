@@ -1,0 +1,236 @@
+//! The vault's own endpoints that answer in an envelope: mounts, tokens, keys, members.
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    Core,
+    auth::{Audited, Caller, lookup},
+    error::ApiError,
+    fields::Fields,
+    mounts::{EngineKind, MountEntry, MountTable},
+    node_ops::Unsealed,
+    request::{Operation, Request},
+    response::Answer,
+    router::Handler,
+    time::rfc3339,
+    token::TokenRecord,
+    txn::Transaction,
+};
+use crate::secret::SecretString;
+
+impl Core {
+    /// Answers a request to one of these endpoints inside a transaction.
+    pub(super) fn answer_sys(
+        &self,
+        audited: &Audited,
+        handler: Handler,
+        request: &Request,
+        unsealed: &Unsealed,
+        txn: &mut Transaction,
+    ) -> Result<Answer, ApiError> {
+        let below = |prefix: &str| request.path.as_str().strip_prefix(prefix).unwrap_or_default().to_owned();
+        match handler {
+            Handler::Mounts => {
+                let table = self.mounts().table(&unsealed.barrier, txn)?;
+                let shown = table.mounts.iter().map(|mount| (mount.path.clone(), mount.to_json()));
+                Ok(Answer::duplicated(shown.collect()))
+            }
+            Handler::Mount => self.mount(&below("sys/mounts/"), request, unsealed, txn),
+            Handler::VisibleMounts => self.visible_mounts(audited, unsealed, txn),
+            Handler::VisibleMount => self.visible_mount(&below("sys/internal/ui/mounts/"), unsealed, txn),
+            Handler::LookupSelf | Handler::Lookup => token_lookup(audited, request, unsealed, txn),
+            Handler::KeyStatus => {
+                let status = self.node().key_status().ok_or(ApiError::Sealed)?;
+                let mut data = Map::new();
+                data.insert("encryptions".to_owned(), status.encryptions.into());
+                data.insert("install_time".to_owned(), rfc3339(status.installed_ms).into());
+                data.insert("term".to_owned(), status.term.into());
+                Ok(Answer::duplicated(data))
+            }
+            Handler::RaftConfiguration => self.raft_configuration(),
+            Handler::Metrics => self.metrics(&Fields(&request.data)),
+            _ => Err(ApiError::UnsupportedPath { authenticated: true }),
+        }
+    }
+
+    fn mount(
+        &self,
+        path: &str,
+        request: &Request,
+        unsealed: &Unsealed,
+        txn: &mut Transaction,
+    ) -> Result<Answer, ApiError> {
+        if path.ends_with("/tune") {
+            return Err(ApiError::UnsupportedPath { authenticated: true });
+        }
+        let path = as_mount_path(path);
+        match request.operation {
+            Operation::Read => {
+                let table = self.mounts().table(&unsealed.barrier, txn)?;
+                let mount = table
+                    .at(&path)
+                    .ok_or_else(|| ApiError::invalid(format!("No secret engine mount at {path}")))?;
+                let Value::Object(shown) = mount.to_json() else {
+                    return Err(ApiError::UnsupportedPath { authenticated: true });
+                };
+                Ok(Answer::duplicated(shown))
+            }
+            Operation::Update => {
+                let mut table = MountTable::load(txn)?;
+                table.enable(MountEntry::from_request(&path, &request.data)?)?;
+                table.store(txn)?;
+                Ok(Answer::NoContent)
+            }
+            Operation::Delete => {
+                let mut table = MountTable::load(txn)?;
+                if table.disable(&path)? {
+                    table.store(txn)?;
+                }
+                Ok(Answer::NoContent)
+            }
+            _ => Err(ApiError::UnsupportedOperation { authenticated: true }),
+        }
+    }
+
+    fn visible_mounts(
+        &self,
+        audited: &Audited,
+        unsealed: &Unsealed,
+        txn: &mut Transaction,
+    ) -> Result<Answer, ApiError> {
+        let mut secret = Map::new();
+        let mut auth = Map::new();
+        if let Caller::Holder(_) = audited.caller() {
+            let table = self.mounts().table(&unsealed.barrier, txn)?;
+            secret.extend(table.mounts.iter().map(|mount| (mount.path.clone(), mount.to_json())));
+            auth.insert("token/".to_owned(), token_mount());
+        }
+        Ok(Answer::data(Map::from_iter([
+            ("auth".to_owned(), Value::Object(auth)),
+            ("secret".to_owned(), Value::Object(secret)),
+        ])))
+    }
+
+    fn visible_mount(
+        &self,
+        path: &str,
+        unsealed: &Unsealed,
+        txn: &mut Transaction,
+    ) -> Result<Answer, ApiError> {
+        let table = self.mounts().table(&unsealed.barrier, txn)?;
+        let Some((mount, _)) = table.route(path) else {
+            return Err(ApiError::Forbidden(format!(
+                "preflight capability check returned 403, please ensure client's policies grant access to \
+                 path \"{}\"",
+                as_mount_path(path)
+            )));
+        };
+        let Value::Object(mut data) = mount.to_json() else {
+            return Err(ApiError::NotFound);
+        };
+        data.insert("path".to_owned(), mount.path.clone().into());
+        Ok(Answer::data(data))
+    }
+
+    fn raft_configuration(&self) -> Result<Answer, ApiError> {
+        let servers: Vec<Value> = self
+            .node()
+            .raft_configuration()?
+            .into_iter()
+            .map(|server| {
+                json!({
+                    "address": server.address,
+                    "leader": server.leader,
+                    "node_id": server.node_id,
+                    "protocol_version": "3",
+                    "voter": server.voter,
+                })
+            })
+            .collect();
+        Ok(Answer::data(Map::from_iter([(
+            "config".to_owned(),
+            json!({ "index": 0, "servers": servers }),
+        )])))
+    }
+
+    fn metrics(&self, query: &Fields<'_>) -> Result<Answer, ApiError> {
+        match query.text_or_empty("format")?.as_str() {
+            "" | "prometheus" => Ok(Answer::Text {
+                content_type: "text/plain; version=0.0.4; charset=utf-8".to_owned(),
+                body: self.node().metrics_text(),
+            }),
+            _ => Err(ApiError::invalid("metric format not built; use format=prometheus")),
+        }
+    }
+}
+
+impl MountTable {
+    /// The latch of a write to the table itself.
+    pub(super) const LATCH: &'static str = "mounts";
+
+    /// Whether a mount's engine has endpoints here.
+    pub(super) fn is_built(mount: &MountEntry) -> bool {
+        matches!(mount.engine, EngineKind::Kv1 | EngineKind::Kv2)
+    }
+}
+
+fn as_mount_path(path: &str) -> String {
+    format!("{}/", path.trim_end_matches('/'))
+}
+
+/// The one auth method there is so far.
+fn token_mount() -> Value {
+    json!({
+        "type": "token",
+        "description": "token based credentials",
+        "options": null,
+    })
+}
+
+fn token_lookup(
+    audited: &Audited,
+    request: &Request,
+    unsealed: &Unsealed,
+    txn: &mut Transaction,
+) -> Result<Answer, ApiError> {
+    let asked = match request.path.as_str() {
+        "auth/token/lookup" => Fields(&request.data).text("token")?.filter(|token| !token.is_empty()),
+        _ => None,
+    };
+    let (token, record) = match asked {
+        Some(token) => {
+            let token = SecretString::new(token);
+            let record = lookup(&token, unsealed, txn)?;
+            (token, record.ok_or_else(|| ApiError::Forbidden("bad token".to_owned()))?)
+        }
+        None => match (audited.caller(), &request.token) {
+            (Caller::Holder(record), Some(token)) => (token.clone(), record.clone()),
+            _ => return Err(ApiError::BadToken),
+        },
+    };
+    Ok(Answer::data(token_data(&token, &record)))
+}
+
+fn token_data(token: &SecretString, record: &TokenRecord) -> Map<String, Value> {
+    let data = json!({
+        "accessor": record.accessor,
+        "creation_time": record.created_ms / 1_000,
+        "creation_ttl": 0,
+        "display_name": record.display_name,
+        "entity_id": "",
+        "expire_time": null,
+        "explicit_max_ttl": 0,
+        "id": token.expose(),
+        "meta": null,
+        "num_uses": 0,
+        "orphan": true,
+        "path": record.path,
+        "policies": record.policies,
+        "ttl": 0,
+        "type": "service",
+    });
+    match data {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}

@@ -1,0 +1,483 @@
+//! KV with versions, check-and-set, soft deletion and destruction.
+
+use serde_json::{Map, Value};
+
+use super::{
+    EngineRequest,
+    kv2_meta::{self, Config, Meta, delete_version, discard},
+    listing,
+};
+use crate::{
+    barrier::MountId,
+    core::{
+        error::ApiError,
+        fields::{Fields, integer},
+        json,
+        path::segments,
+        request::Operation,
+        response::{Answer, Logical},
+        time::go_duration,
+        txn::{Transaction, kind},
+    },
+};
+
+const INVALID_PATH: &str = "Invalid path for a versioned K/V secrets engine. See the API docs for the \
+                            appropriate API endpoints to use. If using the Vault CLI, use 'vault kv get' \
+                            for this operation.";
+const MAX_CUSTOM_KEYS: usize = 64;
+const MAX_CUSTOM_KEY_BYTES: usize = 128;
+const MAX_CUSTOM_VALUE_BYTES: usize = 512;
+
+/// A request for one key.
+struct Key<'a> {
+    mount: MountId,
+    segments: Vec<&'a str>,
+    data: &'a Map<String, Value>,
+}
+
+pub(super) fn handle(request: &EngineRequest<'_>, txn: &mut Transaction) -> Result<Answer, ApiError> {
+    let (area, rest) = request.path.split_once('/').unwrap_or((request.path, ""));
+    let key = Key { mount: request.mount.id, segments: segments(rest).collect(), data: request.data };
+    if area == "config" && rest.is_empty() {
+        return config(&key, request.operation, txn);
+    }
+    if !matches!(area, "data" | "metadata" | "delete" | "undelete" | "destroy" | "subkeys") {
+        return Ok(Answer::Missing(Logical {
+            warnings: vec![INVALID_PATH.to_owned()],
+            ..Logical::default()
+        }));
+    }
+    if (area, request.operation) == ("metadata", Operation::List) {
+        let mut folder = vec!["m"];
+        folder.extend_from_slice(&key.segments);
+        return listing(txn.list(key.mount, &folder)?);
+    }
+    if rest.is_empty() || rest.ends_with('/') {
+        return Err(match request.operation {
+            Operation::Update | Operation::Patch => {
+                ApiError::invalid("cannot write to a path ending in '/'")
+            }
+            _ => ApiError::NotFound,
+        });
+    }
+    match (area, request.operation) {
+        ("data", Operation::Read) => key.read(txn),
+        ("data", Operation::Update) => key.put(txn),
+        ("data", Operation::Patch) => key.patch(txn),
+        ("data", Operation::Delete) => key.delete_latest(txn),
+        ("subkeys", Operation::Read) => key.subkeys(txn),
+        ("delete", Operation::Update) => key.change_versions(Change::Delete, txn),
+        ("undelete", Operation::Update) => key.change_versions(Change::Undelete, txn),
+        ("destroy", Operation::Update) => key.change_versions(Change::Destroy, txn),
+        ("metadata", Operation::Read) => {
+            Ok(Answer::data(key.meta(txn)?.ok_or(ApiError::NotFound)?.to_json()))
+        }
+        ("metadata", Operation::Update) => key.write_metadata(false, txn),
+        ("metadata", Operation::Patch) => key.write_metadata(true, txn),
+        ("metadata", Operation::Delete) => key.delete_all(txn),
+        _ => Err(ApiError::UnsupportedOperation { authenticated: true }),
+    }
+}
+
+/// Does a piece of the engine's background work. True when there may be more.
+pub(super) fn sweep(mount: MountId, txn: &mut Transaction) -> Result<bool, ApiError> {
+    kv2_meta::sweep(mount, txn)
+}
+
+fn config(key: &Key<'_>, operation: Operation, txn: &mut Transaction) -> Result<Answer, ApiError> {
+    let mut config = Config::load(key.mount, txn)?;
+    match operation {
+        Operation::Read => {
+            let mut data = Map::new();
+            data.insert("cas_required".to_owned(), config.cas_required.into());
+            let after = go_duration(config.delete_version_after_s);
+            data.insert("delete_version_after".to_owned(), after.into());
+            data.insert("max_versions".to_owned(), config.max_versions.into());
+            Ok(Answer::data(data))
+        }
+        Operation::Update => {
+            let fields = Fields(key.data);
+            if fields.value("max_versions").is_some() {
+                config.max_versions = fields.count("max_versions")?;
+            }
+            if let Some(required) = fields.flag("cas_required")? {
+                config.cas_required = required;
+            }
+            if let Some(seconds) = fields.duration_s("delete_version_after")? {
+                config.delete_version_after_s = seconds.max(-1);
+            }
+            config.store(key.mount, txn)?;
+            let known = ["max_versions", "cas_required", "delete_version_after"];
+            Ok(Answer::NoContent.with_warnings(fields.unknown_warning(&known)))
+        }
+        _ => Err(ApiError::UnsupportedOperation { authenticated: true }),
+    }
+}
+
+/// What can be done to versions by number.
+#[derive(Clone, Copy)]
+enum Change {
+    Delete,
+    Undelete,
+    Destroy,
+}
+
+/// What a version's number leads to.
+enum Found {
+    /// Metadata to show, and the data.
+    Alive(Map<String, Value>, Value),
+    /// Deleted or destroyed: metadata only.
+    Gone(Map<String, Value>),
+}
+
+impl Key<'_> {
+    fn meta(&self, txn: &mut Transaction) -> Result<Option<Meta>, ApiError> {
+        Meta::load(self.mount, &self.segments, txn)
+    }
+
+    fn version_path(meta: &Meta, number: u64) -> [String; 3] {
+        ["v".to_owned(), hex::encode(meta.id), number.to_string()]
+    }
+
+    /// Reads a version; 0 and less mean the latest.
+    fn find(&self, meta: &Meta, number: i64, txn: &mut Transaction) -> Result<Found, ApiError> {
+        let number = match u64::try_from(number) {
+            Ok(number) if number > 0 => number,
+            _ => meta.current_version,
+        };
+        let version = meta.version(number).ok_or(ApiError::NotFound)?;
+        let shown = meta.version_json(number, version);
+        if version.destroyed || version.deleted(txn.now_ms()) {
+            return Ok(Found::Gone(shown));
+        }
+        let path = Self::version_path(meta, number);
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        let bytes = txn
+            .get(self.mount, &path, kind::KV2_VERSION)?
+            .ok_or_else(|| ApiError::internal("reading a version", &"could not find version data"))?;
+        let data =
+            json::parse_own(&bytes).map_err(|error| ApiError::internal("reading a version", &error))?;
+        Ok(Found::Alive(shown, data))
+    }
+
+    fn read(&self, txn: &mut Transaction) -> Result<Answer, ApiError> {
+        let fields = Fields(self.data);
+        let number = self.version_field()?;
+        let meta = self.meta(txn)?.ok_or(ApiError::NotFound)?;
+        let warnings = fields.unknown_warning(&["version"]);
+        let (found, data) = match self.find(&meta, number, txn)? {
+            Found::Alive(shown, data) => (shown, Some(data)),
+            Found::Gone(shown) => (shown, None),
+        };
+        let missing = data.is_none();
+        let mut body = Map::new();
+        body.insert("data".to_owned(), data.unwrap_or(Value::Null));
+        body.insert("metadata".to_owned(), found.into());
+        let logical = Logical { data: Some(body), warnings, ..Logical::default() };
+        Ok(if missing { Answer::Missing(logical) } else { Answer::Logical(logical) })
+    }
+
+    fn subkeys(&self, txn: &mut Transaction) -> Result<Answer, ApiError> {
+        let number = self.version_field()?;
+        let depth = Fields(self.data).count("depth")?;
+        let meta = self.meta(txn)?.ok_or(ApiError::NotFound)?;
+        let (shown, subkeys) = match self.find(&meta, number, txn)? {
+            Found::Alive(shown, data) => (shown, Some(without_leaves(data, depth))),
+            Found::Gone(shown) => (shown, None),
+        };
+        let missing = subkeys.is_none();
+        let mut body = Map::new();
+        body.insert("metadata".to_owned(), shown.into());
+        body.insert("subkeys".to_owned(), subkeys.unwrap_or(Value::Null));
+        let logical = Logical { data: Some(body), ..Logical::default() };
+        Ok(if missing { Answer::Missing(logical) } else { Answer::Logical(logical) })
+    }
+
+    fn version_field(&self) -> Result<i64, ApiError> {
+        let number = Fields(self.data).integer("version").map_err(|error| match error {
+            ApiError::Invalid(text) => ApiError::Invalid(format!("Field validation failed: {text}")),
+            other => other,
+        })?;
+        Ok(number.unwrap_or(0))
+    }
+
+    fn put(&self, txn: &mut Transaction) -> Result<Answer, ApiError> {
+        let data = match self.data.get("data") {
+            Some(data @ (Value::Object(_) | Value::Null)) => data,
+            Some(_) => {
+                return Err(ApiError::invalid("error converting input for field \"data\": expected map"));
+            }
+            None => return Err(ApiError::invalid("no data provided")),
+        };
+        let config = Config::load(self.mount, txn)?;
+        let meta = self.meta(txn)?;
+        self.check_and_set(&config, meta.as_ref())?;
+        let meta = meta.unwrap_or_else(|| Meta::new(txn.now_ms()));
+        self.write_version(meta, &config, data, txn)
+    }
+
+    fn patch(&self, txn: &mut Transaction) -> Result<Answer, ApiError> {
+        let patch =
+            Fields(self.data).object("data")?.ok_or_else(|| ApiError::invalid("no data provided"))?;
+        let config = Config::load(self.mount, txn)?;
+        let meta = self.meta(txn)?.ok_or(ApiError::NotFound)?;
+        self.check_and_set(&config, Some(&meta))?;
+        let mut data = match self.find(&meta, 0, txn)? {
+            Found::Alive(_, data) => data,
+            Found::Gone(shown) => {
+                return Ok(Answer::Missing(Logical { data: Some(shown), ..Logical::default() }));
+            }
+        };
+        merge(&mut data, patch);
+        self.write_version(meta, &config, &data, txn)
+    }
+
+    fn write_version(
+        &self,
+        mut meta: Meta,
+        config: &Config,
+        data: &Value,
+        txn: &mut Transaction,
+    ) -> Result<Answer, ApiError> {
+        let number = meta.push(config, txn.now_ms());
+        let path = Self::version_path(&meta, number);
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        let text = data.to_string().into_bytes();
+        txn.put(self.mount, &path, kind::KV2_VERSION, text)?;
+        meta.trim(self.mount, config, txn)?;
+        meta.store(self.mount, &self.segments, txn)?;
+        let version = meta.version(number).expect("the newest version is never trimmed: at least one is kept");
+        let answer = Answer::data(meta.version_json(number, version));
+        Ok(answer.with_warnings(self.warnings(&["data", "options", "version"])))
+    }
+
+    fn check_and_set(&self, config: &Config, meta: Option<&Meta>) -> Result<(), ApiError> {
+        let options = Fields(self.data).object("options")?;
+        let Some(cas) = options.and_then(|options| options.get("cas")).filter(|cas| !cas.is_null()) else {
+            if config.cas_required || meta.is_some_and(|meta| meta.cas_required) {
+                return Err(ApiError::invalid("check-and-set parameter required for this call"));
+            }
+            return Ok(());
+        };
+        let wrong = || ApiError::invalid("error parsing check-and-set parameter");
+        let expected = match cas {
+            Value::Number(_) => integer(cas).ok_or_else(wrong)?,
+            Value::String(text) => text.trim().parse().map_err(|_| wrong())?,
+            _ => return Err(wrong()),
+        };
+        let current = meta.map_or(0, |meta| meta.current_version);
+        if i64::try_from(current) == Ok(expected) {
+            Ok(())
+        } else {
+            Err(ApiError::invalid("check-and-set parameter did not match the current version"))
+        }
+    }
+
+    fn delete_latest(&self, txn: &mut Transaction) -> Result<Answer, ApiError> {
+        let Some(mut meta) = self.meta(txn)? else {
+            return Ok(Answer::NoContent);
+        };
+        let now_ms = txn.now_ms();
+        let number = meta.current_version;
+        if let Some(version) = meta.version_mut(number).filter(|v| !v.destroyed && !v.deleted(now_ms)) {
+            version.deletion_ms = now_ms;
+            meta.updated_ms = now_ms;
+            meta.store(self.mount, &self.segments, txn)?;
+        }
+        Ok(Answer::NoContent)
+    }
+
+    fn change_versions(&self, change: Change, txn: &mut Transaction) -> Result<Answer, ApiError> {
+        let texts = Fields(self.data).texts("versions")?.unwrap_or_default();
+        if texts.is_empty() {
+            return Err(ApiError::invalid(match change {
+                Change::Destroy => "no version number provided",
+                Change::Delete | Change::Undelete => "No version number provided",
+            }));
+        }
+        let numbers = texts
+            .iter()
+            .map(|text| text.trim().parse::<u64>().ok())
+            .collect::<Option<Vec<u64>>>()
+            .ok_or_else(|| {
+                ApiError::invalid("error converting input for field \"versions\": expected list of integers")
+            })?;
+        let Some(mut meta) = self.meta(txn)? else {
+            return Ok(Answer::NoContent);
+        };
+        let now_ms = txn.now_ms();
+        let id = meta.id;
+        for number in numbers {
+            let Some(version) = meta.version_mut(number).filter(|version| !version.destroyed) else {
+                continue;
+            };
+            match change {
+                Change::Delete if !version.deleted(now_ms) => version.deletion_ms = now_ms,
+                Change::Delete => {}
+                Change::Undelete => version.deletion_ms = 0,
+                Change::Destroy => {
+                    version.destroyed = true;
+                    delete_version(self.mount, id, number, txn)?;
+                }
+            }
+        }
+        meta.updated_ms = now_ms;
+        meta.store(self.mount, &self.segments, txn)?;
+        Ok(Answer::NoContent.with_warnings(self.warnings(&["versions"])))
+    }
+
+    fn write_metadata(&self, patch: bool, txn: &mut Transaction) -> Result<Answer, ApiError> {
+        let fields = Fields(self.data);
+        let found = self.meta(txn)?;
+        let mut meta = match found {
+            Some(meta) => meta,
+            None if patch => return Err(ApiError::NotFound),
+            None => Meta::new(txn.now_ms()),
+        };
+        if fields.value("max_versions").is_some() {
+            meta.max_versions = fields.count("max_versions")?;
+        }
+        if let Some(required) = fields.flag("cas_required")? {
+            meta.cas_required = required;
+        }
+        if let Some(seconds) = fields.duration_s("delete_version_after")? {
+            meta.delete_version_after_s = seconds.max(-1);
+        }
+        if patch {
+            if let Some(changes) = fields.object("custom_metadata")? {
+                let mut custom = meta.custom.take().unwrap_or_default();
+                custom.retain(|name, _| changes.get(name).is_none_or(|change| !change.is_null()));
+                let kept: Map<String, Value> = changes
+                    .iter()
+                    .filter(|(_, value)| !value.is_null())
+                    .map(|(name, value)| (name.clone(), value.clone()))
+                    .collect();
+                let wrapped = Map::from_iter([("custom_metadata".to_owned(), Value::Object(kept))]);
+                custom.extend(Fields(&wrapped).text_map("custom_metadata")?.unwrap_or_default());
+                meta.custom = Some(custom);
+            }
+        } else if let Some(custom) = fields.text_map("custom_metadata")? {
+            meta.custom = Some(custom);
+        }
+        check_custom(&meta)?;
+        meta.updated_ms = txn.now_ms();
+        meta.store(self.mount, &self.segments, txn)?;
+        let known = ["max_versions", "cas_required", "delete_version_after", "custom_metadata"];
+        Ok(Answer::NoContent.with_warnings(self.warnings(&known)))
+    }
+
+    fn delete_all(&self, txn: &mut Transaction) -> Result<Answer, ApiError> {
+        let Some(meta) = self.meta(txn)? else {
+            return Ok(Answer::NoContent);
+        };
+        let mut path = vec!["m"];
+        path.extend_from_slice(&self.segments);
+        txn.delete(self.mount, &path)?;
+        if !meta.versions.is_empty() {
+            discard(self.mount, meta.id, meta.first_version, meta.current_version, txn)?;
+        }
+        Ok(Answer::NoContent)
+    }
+
+    /// Warnings about fields: those that nobody reads, and those that the path overrides.
+    fn warnings(&self, known: &[&str]) -> Vec<String> {
+        let mut all = known.to_vec();
+        all.push("path");
+        let mut warnings = Fields(self.data).unknown_warning(&all);
+        if self.data.contains_key("path") {
+            warnings.push(
+                "Endpoint replaced the value of these parameters with the values captured from the \
+                 endpoint's path: [path]"
+                    .to_owned(),
+            );
+        }
+        warnings
+    }
+}
+
+fn check_custom(meta: &Meta) -> Result<(), ApiError> {
+    let Some(custom) = &meta.custom else {
+        return Ok(());
+    };
+    let refused = |why: &str| Err(ApiError::invalid(format!("custom_metadata validation failed: {why}")));
+    if custom.len() > MAX_CUSTOM_KEYS {
+        return refused("more than 64 keys");
+    }
+    for (name, value) in custom {
+        if name.is_empty() || name.len() > MAX_CUSTOM_KEY_BYTES {
+            return refused("a key must have 1 to 128 bytes");
+        }
+        if value.len() > MAX_CUSTOM_VALUE_BYTES {
+            return refused("a value may have 512 bytes");
+        }
+        if name.chars().chain(value.chars()).any(char::is_control) {
+            return refused("keys and values must be printable");
+        }
+    }
+    Ok(())
+}
+
+/// Applies a JSON merge patch (RFC 7396).
+fn merge(target: &mut Value, patch: &Map<String, Value>) {
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    let Value::Object(target) = target else { return };
+    for (name, change) in patch {
+        match change {
+            Value::Null => {
+                target.remove(name);
+            }
+            Value::Object(inner) => merge(target.entry(name.clone()).or_insert(Value::Null), inner),
+            other => {
+                target.insert(name.clone(), other.clone());
+            }
+        }
+    }
+}
+
+/// The same tree of keys with every leaf `null`; objects `depth` levels down are leaves, 0 means none is.
+fn without_leaves(value: Value, depth: u64) -> Value {
+    fn strip(value: Value, level: u64, depth: u64) -> Value {
+        match value {
+            Value::Object(map) if depth == 0 || level < depth => {
+                let stripped = map.into_iter().map(|(name, value)| (name, strip(value, level + 1, depth)));
+                Value::Object(stripped.collect())
+            }
+            _ => Value::Null,
+        }
+    }
+    strip(value, 0, depth)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(text: &str) -> Value {
+        json::parse(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_merge_patch_is_applied_as_rfc_7396_says() {
+        for (before, patch, after) in [
+            (r#"{"a":1,"b":2}"#, r#"{"b":null,"c":3}"#, r#"{"a":1,"c":3}"#),
+            (r#"{"a":{"x":1,"y":2}}"#, r#"{"a":{"y":null,"z":{"n":null}}}"#, r#"{"a":{"x":1,"z":{}}}"#),
+            (r#"{"a":[1,2]}"#, r#"{"a":[3]}"#, r#"{"a":[3]}"#),
+            ("null", r#"{"a":1}"#, r#"{"a":1}"#),
+        ] {
+            let mut target = value(before);
+            let Value::Object(patch) = value(patch) else { panic!("an object") };
+            merge(&mut target, &patch);
+            assert_eq!(target, value(after));
+        }
+    }
+
+    #[test]
+    fn subkeys_show_no_values() {
+        let data = value(r#"{"a":"s3cr3t","b":{"c":1,"d":{"e":[2]}}}"#);
+        assert_eq!(without_leaves(data.clone(), 0), value(r#"{"a":null,"b":{"c":null,"d":{"e":null}}}"#));
+        assert_eq!(without_leaves(data.clone(), 1), value(r#"{"a":null,"b":null}"#));
+        assert_eq!(without_leaves(data, 2), value(r#"{"a":null,"b":{"c":null,"d":null}}"#));
+    }
+}

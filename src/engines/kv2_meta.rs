@@ -1,0 +1,273 @@
+//! What KV v2 stores: the metadata of a key, the configuration of a mount, and how both are shown.
+//!
+//! Records below the mount: `c` is the configuration; `m/<path>` the metadata of a key, so that the folders of
+//! names are the folders of records; `v/<id>/<n>` the n-th version of the key whose metadata names `id`;
+//! `t/<id>.<from>` versions that are unlinked and wait for the sweep. The id is drawn when the key is created:
+//! a key that is deleted and made again never meets versions of its former life, and a put touches two records
+//! however long the history is.
+
+use std::collections::BTreeMap;
+
+use bincode::{Decode, Encode};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    core::{
+        codec,
+        error::ApiError,
+        time::{go_duration, rfc3339},
+        txn::{Transaction, kind},
+    },
+    barrier::MountId,
+    secret::random_array,
+};
+
+/// Versions kept when neither key nor mount says how many.
+const DEFAULT_MAX_VERSIONS: u64 = 10;
+/// Version records that one request deletes itself; what is more waits for the sweep.
+const MAX_DELETED_AT_ONCE: u64 = 100;
+
+/// The configuration of a mount.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+pub(super) struct Config {
+    pub max_versions: u64,
+    pub cas_required: bool,
+    /// 0 is unset, negative is off.
+    pub delete_version_after_s: i64,
+}
+
+/// One version of a key.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(super) struct VersionMeta {
+    pub created_ms: u64,
+    /// When it was or will be deleted; 0 for never.
+    pub deletion_ms: u64,
+    pub destroyed: bool,
+}
+
+/// The metadata of a key.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(super) struct Meta {
+    pub id: [u8; 16],
+    pub created_ms: u64,
+    pub updated_ms: u64,
+    /// 0 as long as there is none.
+    pub current_version: u64,
+    /// Number of the first of `versions`; meaningless while that is empty.
+    pub first_version: u64,
+    /// 0 is unset.
+    pub max_versions: u64,
+    pub cas_required: bool,
+    /// 0 is unset, negative is off.
+    pub delete_version_after_s: i64,
+    pub custom: Option<BTreeMap<String, String>>,
+    /// Without gaps, ending in `current_version`.
+    pub versions: Vec<VersionMeta>,
+}
+
+/// Versions of a key that nothing refers to any more.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(super) struct Garbage {
+    pub id: [u8; 16],
+    pub from: u64,
+    /// Inclusive.
+    pub to: u64,
+}
+
+impl Config {
+    pub fn load(mount: MountId, txn: &mut Transaction) -> Result<Self, ApiError> {
+        txn.get(mount, &["c"], kind::KV2_CONFIG)?.map_or(Ok(Self::default()), |bytes| codec::decode(&bytes))
+    }
+
+    pub fn store(&self, mount: MountId, txn: &mut Transaction) -> Result<(), ApiError> {
+        txn.put(mount, &["c"], kind::KV2_CONFIG, codec::encode(self)?)
+    }
+}
+
+impl VersionMeta {
+    /// Deleted by now.
+    pub fn deleted(&self, now_ms: u64) -> bool {
+        self.deletion_ms != 0 && self.deletion_ms <= now_ms
+    }
+
+    fn deletion_time(&self) -> String {
+        if self.deletion_ms == 0 { String::new() } else { rfc3339(self.deletion_ms) }
+    }
+}
+
+impl Meta {
+    pub fn new(now_ms: u64) -> Self {
+        Self {
+            id: random_array(),
+            created_ms: now_ms,
+            updated_ms: now_ms,
+            current_version: 0,
+            first_version: 0,
+            max_versions: 0,
+            cas_required: false,
+            delete_version_after_s: 0,
+            custom: None,
+            versions: Vec::new(),
+        }
+    }
+
+    pub fn load(mount: MountId, key: &[&str], txn: &mut Transaction) -> Result<Option<Self>, ApiError> {
+        let bytes = txn.get(mount, &meta_path(key), kind::KV2_META)?;
+        bytes.map(|bytes| codec::decode(&bytes)).transpose()
+    }
+
+    pub fn store(&self, mount: MountId, key: &[&str], txn: &mut Transaction) -> Result<(), ApiError> {
+        txn.put(mount, &meta_path(key), kind::KV2_META, codec::encode(self)?)
+    }
+
+    pub fn version(&self, number: u64) -> Option<&VersionMeta> {
+        let at = number.checked_sub(self.first_version)?;
+        self.versions.get(usize::try_from(at).ok()?)
+    }
+
+    pub fn version_mut(&mut self, number: u64) -> Option<&mut VersionMeta> {
+        let at = number.checked_sub(self.first_version)?;
+        self.versions.get_mut(usize::try_from(at).ok()?)
+    }
+
+    /// Adds a version and gives back its number.
+    pub fn push(&mut self, config: &Config, now_ms: u64) -> u64 {
+        let after_s = match (self.delete_version_after_s, config.delete_version_after_s) {
+            (own, _) if own != 0 => own,
+            (_, mounts) => mounts,
+        };
+        let deletion_ms = match u64::try_from(after_s) {
+            Ok(seconds) if seconds > 0 => now_ms.saturating_add(seconds.saturating_mul(1_000)),
+            _ => 0,
+        };
+        self.current_version += 1;
+        if self.versions.is_empty() {
+            self.first_version = self.current_version;
+        }
+        self.versions.push(VersionMeta { created_ms: now_ms, deletion_ms, destroyed: false });
+        self.updated_ms = now_ms;
+        self.current_version
+    }
+
+    /// Unlinks the versions that are more than are to be kept.
+    pub fn trim(
+        &mut self,
+        mount: MountId,
+        config: &Config,
+        txn: &mut Transaction,
+    ) -> Result<(), ApiError> {
+        let keep = match (self.max_versions, config.max_versions) {
+            (0, 0) => DEFAULT_MAX_VERSIONS,
+            (0, mounts) => mounts,
+            (own, _) => own,
+        };
+        let excess = self.versions.len().saturating_sub(usize::try_from(keep).unwrap_or(usize::MAX));
+        if excess == 0 {
+            return Ok(());
+        }
+        let from = self.first_version;
+        let to = from + excess as u64 - 1;
+        self.versions.drain(..excess);
+        self.first_version = to + 1;
+        discard(mount, self.id, from, to, txn)
+    }
+
+    /// The number that clients call the oldest version: 0 until one was trimmed.
+    fn oldest_version(&self) -> u64 {
+        if self.first_version > 1 { self.first_version } else { 0 }
+    }
+
+    fn custom_json(&self) -> Value {
+        match &self.custom {
+            Some(custom) => custom.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))).collect(),
+            None => Value::Null,
+        }
+    }
+
+    /// What goes with a version's data.
+    pub fn version_json(&self, number: u64, version: &VersionMeta) -> Map<String, Value> {
+        let mut map = Map::new();
+        map.insert("created_time".to_owned(), rfc3339(version.created_ms).into());
+        map.insert("custom_metadata".to_owned(), self.custom_json());
+        map.insert("deletion_time".to_owned(), version.deletion_time().into());
+        map.insert("destroyed".to_owned(), version.destroyed.into());
+        map.insert("version".to_owned(), number.into());
+        map
+    }
+
+    /// What `metadata/<key>` shows.
+    pub fn to_json(&self) -> Map<String, Value> {
+        let versions: Map<String, Value> = (self.first_version..)
+            .zip(&self.versions)
+            .map(|(number, version)| {
+                let shown = json!({
+                    "created_time": rfc3339(version.created_ms),
+                    "deletion_time": version.deletion_time(),
+                    "destroyed": version.destroyed,
+                });
+                (number.to_string(), shown)
+            })
+            .collect();
+        let mut map = Map::new();
+        map.insert("cas_required".to_owned(), self.cas_required.into());
+        map.insert("created_time".to_owned(), rfc3339(self.created_ms).into());
+        map.insert("current_version".to_owned(), self.current_version.into());
+        map.insert("custom_metadata".to_owned(), self.custom_json());
+        map.insert("delete_version_after".to_owned(), go_duration(self.delete_version_after_s).into());
+        map.insert("max_versions".to_owned(), self.max_versions.into());
+        map.insert("oldest_version".to_owned(), self.oldest_version().into());
+        map.insert("updated_time".to_owned(), rfc3339(self.updated_ms).into());
+        map.insert("versions".to_owned(), versions.into());
+        map
+    }
+}
+
+/// Deletes the records of versions that nothing refers to any more, or leaves a note for the sweep when there
+/// are too many for one entry.
+pub(super) fn discard(
+    mount: MountId,
+    id: [u8; 16],
+    from: u64,
+    to: u64,
+    txn: &mut Transaction,
+) -> Result<(), ApiError> {
+    let direct_to = to.min(from.saturating_add(MAX_DELETED_AT_ONCE - 1));
+    for number in from..=direct_to {
+        delete_version(mount, id, number, txn)?;
+    }
+    if direct_to < to {
+        let rest = Garbage { id, from: direct_to + 1, to };
+        let name = format!("{}.{}", hex::encode(id), rest.from);
+        txn.put(mount, &["t", &name], kind::KV2_GARBAGE, codec::encode(&rest)?)?;
+    }
+    Ok(())
+}
+
+/// Does one piece of what [`discard`] left over. True when there may be more.
+pub(super) fn sweep(mount: MountId, txn: &mut Transaction) -> Result<bool, ApiError> {
+    let Some(note) = txn.list(mount, &["t"])?.into_iter().next() else {
+        return Ok(false);
+    };
+    if let Some(bytes) = txn.get(mount, &["t", &note.name], kind::KV2_GARBAGE)? {
+        let garbage: Garbage = codec::decode(&bytes)?;
+        txn.delete(mount, &["t", &note.name])?;
+        discard(mount, garbage.id, garbage.from, garbage.to, txn)?;
+    }
+    Ok(true)
+}
+
+pub(super) fn delete_version(
+    mount: MountId,
+    id: [u8; 16],
+    number: u64,
+    txn: &mut Transaction,
+) -> Result<(), ApiError> {
+    txn.delete(mount, &["v", &hex::encode(id), &number.to_string()])
+}
+
+fn meta_path<'a>(key: &[&'a str]) -> Vec<&'a str> {
+    let mut path = Vec::with_capacity(key.len() + 1);
+    path.push("m");
+    path.extend_from_slice(key);
+    path
+}

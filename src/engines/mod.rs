@@ -1,0 +1,69 @@
+//! Secrets engines: what answers below a mount.
+//!
+//! An engine is a pure function of a request and a transaction. It draws random numbers, for its outcome is
+//! what gets replicated, but keeps nothing between requests and waits for nobody.
+
+mod kv1;
+mod kv2;
+mod kv2_meta;
+
+use serde_json::{Map, Value};
+
+use crate::core::{
+    error::ApiError,
+    mounts::{EngineKind, MountEntry},
+    request::Operation,
+    response::Answer,
+    txn::{Name, Transaction},
+};
+
+/// A request as an engine sees it.
+pub struct EngineRequest<'a> {
+    /// What is asked.
+    pub operation: Operation,
+    /// The path below the mount, with its trailing slash if it has one.
+    pub path: &'a str,
+    /// The fields.
+    pub data: &'a Map<String, Value>,
+    /// The mount.
+    pub mount: &'a MountEntry,
+}
+
+/// Lets the engine of a mount handle a request.
+pub fn handle(request: &EngineRequest<'_>, txn: &mut Transaction) -> Result<Answer, ApiError> {
+    match request.mount.engine {
+        EngineKind::Kv1 => kv1::handle(request, txn),
+        EngineKind::Kv2 => kv2::handle(request, txn),
+        EngineKind::System | EngineKind::Cubbyhole | EngineKind::Identity => {
+            Err(ApiError::UnsupportedPath { authenticated: true })
+        }
+    }
+}
+
+/// What two writes must have in common to get into each other's way.
+pub fn latch<'p>(mount: &MountEntry, path: &'p str) -> &'p str {
+    match mount.engine {
+        // `data/a`, `delete/a` and `metadata/a` all change the metadata record of `a`.
+        EngineKind::Kv2 => path.split_once('/').map_or(path, |(_, key)| key),
+        _ => path,
+    }
+}
+
+/// Does a piece of a mount's background work. True when there may be more.
+pub fn sweep(mount: &MountEntry, txn: &mut Transaction) -> Result<bool, ApiError> {
+    match mount.engine {
+        EngineKind::Kv2 => kv2::sweep(mount.id, txn),
+        _ => Ok(false),
+    }
+}
+
+/// A listing as clients expect it: folders end in a slash.
+fn listing(names: Vec<Name>) -> Result<Answer, ApiError> {
+    let mut keys: Vec<String> = names
+        .into_iter()
+        .map(|Name { name, folder }| if folder { format!("{name}/") } else { name })
+        .collect();
+    // `a` and `a/` may both be there, and `a-b` stands between them.
+    keys.sort_unstable();
+    Answer::keys(keys)
+}
