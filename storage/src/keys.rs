@@ -76,11 +76,6 @@ impl RecordKey {
             (FolderKey(self.0[..at].to_vec()), &self.0[at + 2..])
         })
     }
-
-    /// Folders above the record: its depth, zero for a clear record.
-    pub(crate) fn folder_count(&self) -> usize {
-        if self.0[0] == SEALED { Segments(&self.0[ROOT_BYTES..]).count() } else { 0 }
-    }
 }
 
 /// Names one folder: the place that records and further folders are children of.
@@ -241,7 +236,7 @@ mod tests {
         assert_eq!(record.parent(), Some(app.clone()));
         assert_eq!(app.parent(), Some(root.clone()));
         assert_eq!(root.parent(), None);
-        assert_eq!(record.folder_count(), 2);
+        assert_eq!((root.depth(), app.depth()), (0, 1));
         assert_eq!(record.split().expect("sealed").1, b"db");
         assert_eq!(RecordKey::clear("seal").expect("valid").parent(), None);
     }

@@ -15,12 +15,21 @@ pub mod snapshot;
 pub mod state;
 pub mod txn;
 
+mod apply;
 mod codec;
 mod database;
+mod digest;
+mod flusher;
 mod log_disk;
 mod log_view;
 mod log_writer;
+mod overlay;
 mod packed;
+mod row;
+mod scan;
+mod shared;
+mod state_disk;
+mod window;
 
 pub use datadir::DataDir;
 pub use error::StorageError;

@@ -1,24 +1,245 @@
-//! Installing.
+//! Installing a snapshot: staged beside the state, verified, then flipped.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::stream::{Item, Items};
+use super::{CHUNK_BYTES, Manifest, SnapshotMeta};
+use crate::datadir::MIN_FREE_BYTES;
+use crate::digest::{LtHash, digest};
 use crate::error::StorageError;
-/// Stages a snapshot.
+use crate::overlay::{BatchEnd, Overlay};
+use crate::row::{DATA_AREAS, Row};
+use crate::shared::Shared;
+use crate::state::Applied;
+use crate::state_disk::{Meta, StateTree, WindowRows};
+use crate::window::{Remembered, Window};
+
+/// Rows that are staged in one batch.
+const BATCH_ROWS: usize = 500;
+/// Bytes that are staged between two syncs.
+const BATCH_BYTES: usize = 1024 * 1024;
+
+/// A snapshot that is being received. Dropping it forgets what was staged.
 pub struct Installer {
+    shared: Arc<Shared>,
+    manifest: Manifest,
+    staged: Arc<StateTree>,
+    items: Items,
     next: u64,
+    bytes: u64,
+    rows: u64,
+    lanes: LtHash,
+    last_key: Bytes,
+    pending: Vec<(Bytes, Row)>,
+    pending_bytes: usize,
+    window: Window,
+    requests: Vec<(u64, Remembered)>,
+    window_rows: WindowRows,
 }
+
 impl Installer {
-    /// Number of the chunk that is expected next.
+    /// Begins to stage beside the current state.
+    pub(crate) fn begin(shared: &Arc<Shared>, manifest: Manifest) -> Result<Self, StorageError> {
+        let path = shared.dir.state();
+        let free_bytes = crate::datadir::free_bytes(&path)?;
+        if free_bytes < manifest.bytes.saturating_add(MIN_FREE_BYTES) {
+            return Err(StorageError::Full { path, free_bytes });
+        }
+        let staged = shared.disk.stage()?;
+        let window = Window::beginning(manifest.window);
+        Ok(Self {
+            shared: Arc::clone(shared),
+            manifest,
+            staged,
+            items: Items::default(),
+            next: 0,
+            bytes: 0,
+            rows: 0,
+            lanes: LtHash::default(),
+            last_key: Bytes::new(),
+            pending: Vec::new(),
+            pending_bytes: 0,
+            window,
+            requests: Vec::new(),
+            window_rows: WindowRows::default(),
+        })
+    }
+
+    /// The number of the chunk that is expected next: where a broken transfer goes on.
     pub fn next_chunk(&self) -> u64 {
         self.next
     }
-    /// Takes one chunk.
-    /// # Errors
-    /// Not built yet.
-    pub fn chunk(&mut self, _n: u64, _bytes: &[u8]) -> Result<(), StorageError> {
-        Err(StorageError::Busy { what: "construction".into() })
+
+    /// What is being installed.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
     }
-    /// Flips.
+
+    /// Stages chunk `n`.
+    ///
     /// # Errors
-    /// Not built yet.
-    pub fn finish(self) -> Result<(), StorageError> {
-        Err(StorageError::Busy { what: "construction".into() })
+    /// [`StorageError::Damaged`] if it is not the next one or not part of a snapshot; the transfer must
+    /// then begin again. The state is unchanged.
+    pub fn chunk(&mut self, n: u64, bytes: &[u8]) -> Result<(), StorageError> {
+        self.bytes += bytes.len() as u64;
+        let last = n + 1 == self.manifest.chunks;
+        if n != self.next || n >= self.manifest.chunks || (!last && bytes.len() != CHUNK_BYTES) {
+            return Err(damaged("a chunk is out of order or has the wrong length"));
+        }
+        self.next += 1;
+        self.items.feed(bytes);
+        while let Some(item) = self.items.next()? {
+            self.rows += 1;
+            match item {
+                Item::Row(key, row) => self.row(key, row)?,
+                Item::Request(request) => {
+                    let number = self.window.record(request.clone());
+                    self.requests.push((number, request));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Verifies what was staged, makes it durable and makes it the state. A snapshot that is not newer
+    /// than the state changes nothing.
+    ///
+    /// # Errors
+    /// [`StorageError::Damaged`] if chunks are missing or do not give the digest of the manifest: nothing
+    /// was changed. Any other error latches the state.
+    pub fn finish(mut self) -> Result<(), StorageError> {
+        self.stage()?;
+        let applied = applied_of(&self.manifest.meta);
+        self.verify(&applied)?;
+        let shared = Arc::clone(&self.shared);
+        let mut applier = shared.applier.lock();
+        shared.latched()?;
+        if self.manifest.meta.log_id.map(|id| id.index) <= applier.log_id.map(|id| id.index) {
+            tracing::info!("the snapshot is not newer than the state, which stays");
+            return Ok(());
+        }
+        match self.flip(&applied) {
+            Ok(()) => {
+                *applier = applied;
+                Ok(())
+            }
+            Err(error) => {
+                shared.fail(&error);
+                Err(error)
+            }
+        }
+    }
+
+    fn row(&mut self, key: Bytes, row: Row) -> Result<(), StorageError> {
+        let known = key.first().is_some_and(|area| DATA_AREAS.contains(area));
+        if !known || key <= self.last_key || self.window.next() != self.manifest.window.first {
+            return Err(damaged("its rows are out of order"));
+        }
+        self.lanes.add(&key, &row);
+        self.last_key = key.clone();
+        self.pending_bytes += Row::weight(&key, Some(&row));
+        self.pending.push((key, row));
+        if self.pending.len() >= BATCH_ROWS || self.pending_bytes >= BATCH_BYTES {
+            self.stage()?;
+        }
+        Ok(())
+    }
+
+    /// Writes pending rows to the staged tree, and syncs: no batch stays between flush and disk.
+    fn stage(&mut self) -> Result<(), StorageError> {
+        let rows = self.pending.iter().map(|(key, row)| (key, Some(row)));
+        self.staged.write(rows, &[], &mut self.window_rows, None)?;
+        self.pending.clear();
+        self.pending_bytes = 0;
+        self.shared.disk.sync()
+    }
+
+    fn verify(&self, applied: &Applied) -> Result<(), StorageError> {
+        let Manifest { chunks, bytes, rows, digest: expected, .. } = &self.manifest;
+        if self.next != *chunks || self.bytes != *bytes || self.rows != *rows || !self.items.is_empty() {
+            return Err(damaged("it is not complete"));
+        }
+        if digest(&self.lanes, &self.window.hash(), applied) != *expected {
+            return Err(damaged("it does not have the digest that it names"));
+        }
+        Ok(())
+    }
+
+    /// Makes the staged tree the state. The applier is held by the caller.
+    fn flip(&mut self, applied: &Applied) -> Result<(), StorageError> {
+        let shared = &self.shared;
+        let mut writer = shared.writer.lock();
+        let window = std::mem::take(&mut self.window);
+        for requests in in_pieces(&self.requests) {
+            self.staged.write(std::iter::empty(), requests, &mut self.window_rows, None)?;
+            shared.disk.sync()?;
+        }
+        let end = BatchEnd {
+            applied: applied.clone(),
+            window_mark: window.mark(),
+            window_hash: window.hash(),
+            window_next: window.next(),
+        };
+        let index = applied.log_id.map_or(0, |id| id.index);
+        let ring = [(index, self.manifest.digest)].into();
+        let meta = Meta { end, lanes: self.lanes.clone(), ring };
+        self.staged.write(std::iter::empty(), &[], &mut self.window_rows, Some(&meta))?;
+        shared.disk.sync()?;
+        let old = Arc::clone(&shared.view.read().tree);
+        shared.disk.flip(&old, &self.staged)?;
+        writer.meta = meta;
+        writer.window_rows = std::mem::take(&mut self.window_rows);
+        {
+            let mut view = shared.view.write();
+            view.overlay = Overlay::default();
+            view.tree = Arc::clone(&self.staged);
+            view.undo = None; // a cut of the old state is given up
+            *shared.window.write() = window;
+        }
+        *shared.digest.write() = Some((index, self.manifest.digest));
+        drop(writer);
+        if let Some(observer) = shared.observer() {
+            observer.replaced();
+        }
+        *shared.published.write() = applied.clone();
+        shared.signals.replaced(applied.log_id);
+        Ok(())
+    }
+}
+
+impl Drop for Installer {
+    fn drop(&mut self) {
+        self.shared.installing.store(false, Ordering::Release);
+    }
+}
+
+/// Cuts requests so that a piece makes few rows.
+fn in_pieces(requests: &[(u64, Remembered)]) -> impl Iterator<Item = &[(u64, Remembered)]> {
+    let mut rest = requests;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = rest.iter().take_while(|(_, request)| {
+            bytes += request.encoded_bytes();
+            bytes <= BATCH_BYTES
+        });
+        let count = fits.count().max(1).min(rest.len());
+        let (piece, later) = rest.split_at(count);
+        rest = later;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+fn applied_of(meta: &SnapshotMeta) -> Applied {
+    let SnapshotMeta { log_id, membership, cluster_time_ms, generation, last_sequence } = meta.clone();
+    Applied { log_id, membership, cluster_time_ms, generation, last_sequence }
+}
+
+fn damaged(why: &str) -> StorageError {
+    StorageError::Damaged {
+        what: format!("the snapshot cannot be installed: {why}"),
+        remedy: "nothing was changed; fetch it again".to_owned(),
     }
 }

@@ -3,6 +3,7 @@
 mod cut;
 mod file;
 mod install;
+mod stream;
 
 use bincode::{Decode, Encode};
 use bytes::Bytes;

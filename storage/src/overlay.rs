@@ -1,0 +1,217 @@
+//! What was applied and is not on the disk yet: rows to read, batches to write.
+//!
+//! Entries go into an open batch, coalesced by key; a batch is made of whole entries and is written to
+//! sled as one. Readers see the newest row of every key that is still in a batch.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Bound;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+
+use crate::row::Row;
+use crate::snapshot::WindowMark;
+use crate::state::Applied;
+use crate::txn::{CheckpointMark, MAX_OPERATIONS};
+use crate::window::Remembered;
+
+/// A batch takes no more entries past so many bytes.
+const BATCH_BYTES: usize = 256 * 1024;
+
+/// One change of one row; `None` removes it.
+pub(crate) type Change = (Bytes, Option<Row>);
+
+/// What a batch leaves behind: the state's own record after its last entry.
+#[derive(Clone, Default)]
+pub(crate) struct BatchEnd {
+    pub applied: Applied,
+    pub window_mark: WindowMark,
+    pub window_hash: [u8; 32],
+    pub window_next: u64,
+}
+
+/// Whole entries, coalesced.
+#[derive(Default)]
+pub(crate) struct Batch {
+    number: u64,
+    pub rows: HashMap<Bytes, Option<Row>>,
+    pub remembered: Vec<(u64, Remembered)>,
+    pub end: BatchEnd,
+    pub checkpoint: Option<CheckpointMark>,
+    /// The digest after this batch, once it was written.
+    pub digest: OnceLock<[u8; 32]>,
+    pub bytes: usize,
+    pub entries: usize,
+}
+
+impl Batch {
+    /// Index of the last entry.
+    pub fn last_index(&self) -> u64 {
+        self.end.applied.log_id.map_or(0, |id| id.index)
+    }
+}
+
+struct Slot {
+    row: Option<Row>,
+    /// The batch that changed the row last.
+    batch: u64,
+}
+
+/// Rows and batches between apply and disk.
+#[derive(Default)]
+pub(crate) struct Overlay {
+    rows: BTreeMap<Bytes, Slot>,
+    open: Batch,
+    closed: VecDeque<Arc<Batch>>,
+}
+
+/// One applied entry, ready to be added.
+pub(crate) struct Entry {
+    pub changes: Vec<Change>,
+    pub remembered: Option<(u64, Remembered)>,
+    pub end: BatchEnd,
+    pub checkpoint: Option<CheckpointMark>,
+}
+
+impl Overlay {
+    /// The newest row of a key, if it is here: `Some(None)` was removed.
+    pub fn get(&self, key: &[u8]) -> Option<Option<&Row>> {
+        self.rows.get(key).map(|slot| slot.row.as_ref())
+    }
+
+    /// Keys and rows from `from` up to and without `end`.
+    pub fn range<'a>(
+        &'a self,
+        from: &[u8],
+        end: Option<&[u8]>,
+    ) -> impl Iterator<Item = (&'a Bytes, Option<&'a Row>)> {
+        let empty = end.is_some_and(|end| end <= from);
+        let end = if empty { Bound::Excluded(from) } else { end.map_or(Bound::Unbounded, Bound::Excluded) };
+        self.rows.range::<[u8], _>((Bound::Included(from), end)).map(|(key, slot)| (key, slot.row.as_ref()))
+    }
+
+    /// Adds an applied entry. Gives the bytes that it added.
+    pub fn add(&mut self, entry: Entry) -> usize {
+        let Entry { changes, remembered, end, checkpoint } = entry;
+        if self.open.rows.len() + changes.len() > MAX_OPERATIONS || self.open.bytes > BATCH_BYTES {
+            self.close();
+        }
+        let before = self.open.bytes;
+        for (key, row) in changes {
+            self.open.bytes += Row::weight(&key, row.as_ref());
+            if let Some(old) = self.open.rows.insert(key.clone(), row.clone()) {
+                self.open.bytes -= Row::weight(&key, old.as_ref());
+            }
+            self.rows.insert(key, Slot { row, batch: self.open.number });
+        }
+        if let Some((number, request)) = remembered {
+            self.open.bytes += request.encoded_bytes() + 64;
+            self.open.remembered.push((number, request));
+        }
+        self.open.entries += 1;
+        self.open.end = end;
+        let added = self.open.bytes.saturating_sub(before);
+        if checkpoint.is_some() {
+            self.open.checkpoint = checkpoint;
+            self.close();
+        }
+        added
+    }
+
+    /// Closes the open batch, so that its last entry is a boundary.
+    pub fn close(&mut self) {
+        if self.open.entries > 0 {
+            let next = Batch { number: self.open.number + 1, ..Batch::default() };
+            self.closed.push_back(Arc::new(std::mem::replace(&mut self.open, next)));
+        }
+    }
+
+    /// The newest closed batch.
+    pub fn newest_closed(&self) -> Option<Arc<Batch>> {
+        self.closed.back().cloned()
+    }
+
+    /// Index of the last entry of the oldest closed batch.
+    pub fn oldest_closed(&self) -> Option<u64> {
+        self.closed.front().map(|batch| batch.last_index())
+    }
+
+    /// The oldest closed batches that end at or before entry `until`: up to `bytes`, but at least one if
+    /// there is one.
+    pub fn group(&self, bytes: usize, until: u64) -> Vec<Arc<Batch>> {
+        let mut room = bytes;
+        let mut group: Vec<Arc<Batch>> = Vec::new();
+        for batch in self.closed.iter().take_while(|batch| batch.last_index() <= until) {
+            if !group.is_empty() && batch.bytes > room {
+                break;
+            }
+            room = room.saturating_sub(batch.bytes);
+            group.push(Arc::clone(batch));
+        }
+        group
+    }
+
+    /// Lets go of the oldest closed batches, which are in sled now. Gives bytes and entries.
+    pub fn retire(&mut self, group: &[Arc<Batch>]) -> (usize, usize) {
+        let (mut bytes, mut entries) = (0, 0);
+        for batch in group {
+            let oldest = self.closed.pop_front();
+            debug_assert!(oldest.is_some_and(|oldest| Arc::ptr_eq(&oldest, batch)));
+            bytes += batch.bytes;
+            entries += batch.entries;
+            for key in batch.rows.keys() {
+                if self.rows.get(key).is_some_and(|slot| slot.batch == batch.number) {
+                    self.rows.remove(key);
+                }
+            }
+        }
+        (bytes, entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{LogId, Version};
+    use crate::row::Folder;
+
+    fn entry(index: u64, keys: &[&'static str]) -> Entry {
+        let version = Version { generation: 1, index };
+        let row = Row::Folder(Folder { version, children: index });
+        let log_id = Some(LogId { term: 1, node: 1, index });
+        Entry {
+            changes: keys.iter().map(|k| (Bytes::from_static(k.as_bytes()), Some(row.clone()))).collect(),
+            remembered: None,
+            end: BatchEnd { applied: Applied { log_id, ..Applied::default() }, ..BatchEnd::default() },
+            checkpoint: None,
+        }
+    }
+
+    #[test]
+    fn a_row_stays_until_its_last_change_is_written() {
+        let mut overlay = Overlay::default();
+        overlay.add(entry(1, &["a", "b"]));
+        overlay.close();
+        let first = overlay.group(1, 9);
+        overlay.add(entry(2, &["b"]));
+        overlay.retire(&first);
+        assert!(overlay.get(b"a").is_none());
+        assert!(overlay.get(b"b").is_some());
+        overlay.close();
+        overlay.retire(&overlay.group(1, 9));
+        assert!(overlay.get(b"b").is_none());
+    }
+
+    #[test]
+    fn a_checkpoint_ends_its_batch() {
+        let mut overlay = Overlay::default();
+        overlay.add(entry(1, &["a"]));
+        overlay.add(Entry { checkpoint: Some(CheckpointMark::default()), ..entry(2, &["a"]) });
+        overlay.add(entry(3, &["a"]));
+        overlay.close();
+        let batches = overlay.group(usize::MAX, 9);
+        assert_eq!(batches.iter().map(|b| b.last_index()).collect::<Vec<_>>(), [2, 3]);
+        assert_eq!((batches[0].rows.len(), batches[0].entries), (1, 2));
+        assert_eq!(overlay.group(usize::MAX, 2).len(), 1, "entry 3 may not be written yet");
+    }
+}

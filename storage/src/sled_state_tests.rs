@@ -1,0 +1,493 @@
+//! What the state promises, through its public interface.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::txn::{Command, Txn, Write};
+
+fn open(path: &Path) -> SledState {
+    SledState::open(&DataDir::open(path).expect("free")).expect("good")
+}
+
+fn root() -> FolderKey {
+    FolderKey::root([9; 16])
+}
+
+/// The record at a path like `a/b/c`.
+fn key(path: &str) -> RecordKey {
+    let (folders, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let folder = folders
+        .split('/')
+        .filter(|s| !s.is_empty())
+        .fold(root(), |folder, segment| folder.folder(segment.as_bytes()).expect("valid"));
+    folder.child(name.as_bytes()).expect("valid")
+}
+
+fn put(path: &str, value: impl Into<Bytes>) -> Write {
+    Write::Put { key: key(path), value: value.into() }
+}
+
+fn delete(path: &str) -> Write {
+    Write::Delete { key: key(path) }
+}
+
+fn id(index: u64) -> LogId {
+    LogId { term: 1, node: 1, index }
+}
+
+fn entry(index: u64, txn: Txn) -> ApplyEntry {
+    let command = Command { term: 1, sequence: index, cluster_time_ms: index, txn, checkpoint: None };
+    ApplyEntry { log_id: id(index), op: ApplyOp::Command(command) }
+}
+
+fn write(index: u64, writes: Vec<Write>) -> ApplyEntry {
+    let mut request_id = [0; 16];
+    request_id[..8].copy_from_slice(&index.to_be_bytes());
+    let response = Bytes::copy_from_slice(&index.to_be_bytes());
+    entry(index, Txn { request_id: RequestId(request_id), writes, response, ..Txn::default() })
+}
+
+fn checkpoint(index: u64, of: Option<(u64, [u8; 32])>) -> ApplyEntry {
+    let mark = Some(CheckpointMark { of });
+    let txn = Txn::default();
+    let command = Command { term: 1, sequence: index, cluster_time_ms: index, txn, checkpoint: mark };
+    ApplyEntry { log_id: id(index), op: ApplyOp::Command(command) }
+}
+
+/// Writes and deletes over a few names, the same for the same index.
+fn busy(index: u64) -> ApplyEntry {
+    let n = index.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    let path = format!("f{}/g{}/{}", n % 5, n % 3, n % 17);
+    match n % 7 {
+        0 => write(index, vec![delete(&path), put(&format!("x{}", n % 4), vec![n as u8; 40])]),
+        1 => ApplyEntry { log_id: id(index), op: ApplyOp::Membership(vec![n as u8; 9].into()) },
+        2 => write(index, vec![put(&path, vec![n as u8; 100_000])]),
+        _ => write(index, vec![put(&path, vec![n as u8; 50])]),
+    }
+}
+
+fn flush(state: &SledState) {
+    let (sender, receiver) = mpsc::channel();
+    state.flush(Box::new(move |result| sender.send(result).expect("the test waits")));
+    receiver.recv().expect("done is called").expect("flush");
+}
+
+fn names(children: &[Child]) -> Vec<String> {
+    let name = |c: &Child| String::from_utf8_lossy(&c.segment).into_owned() + if c.folder { "/" } else { "" };
+    children.iter().map(name).collect()
+}
+
+/// Every record below the root, with its version.
+fn contents(state: &SledState) -> BTreeMap<RecordKey, Record> {
+    fn walk(state: &SledState, folder: &FolderKey, out: &mut BTreeMap<RecordKey, Record>) {
+        for child in state.children(folder, None, usize::MAX).expect("list") {
+            if child.folder {
+                walk(state, &folder.folder(&child.segment).expect("valid"), out);
+            } else {
+                let key = folder.child(&child.segment).expect("valid");
+                let record = state.get(&key).expect("read").expect("listed");
+                out.insert(key, record);
+            }
+        }
+    }
+    let mut out = BTreeMap::new();
+    walk(state, &root(), &mut out);
+    out
+}
+
+/// The digest at the applied index, checked against a scan.
+fn scrubbed(state: &SledState) -> [u8; 32] {
+    state.cut().expect("cut").verify().expect("the digest that followed the changes")
+}
+
+#[test]
+fn what_was_applied_is_readable_before_and_after_the_disk() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let state = open(dir.path());
+    let large = vec![5; 300_000];
+    let writes = vec![put("app/db", "one"), put("app/large", large.clone()), put("app/x/y", "two")];
+    state.apply(vec![write(1, writes)]).expect("apply");
+    let clear = RecordKey::clear("seal").expect("valid");
+    let value = Bytes::from_static(b"config");
+    let put_clear = Write::Put { key: clear.clone(), value: value.clone() };
+    state.apply(vec![write(2, vec![put_clear])]).expect("apply");
+    let check = |state: &SledState| {
+        let version = Version { generation: 1, index: 1 };
+        let record = state.get(&key("app/db")).expect("read").expect("there");
+        assert_eq!(record, Record { version, value: Bytes::from_static(b"one") });
+        assert_eq!(state.get(&key("app/large")).expect("read").expect("there").value, large);
+        assert_eq!(state.get(&clear).expect("read").expect("there").value, value);
+        assert_eq!(state.get(&key("app/none")).expect("read"), None);
+        let app = root().folder(b"app").expect("valid");
+        assert_eq!(names(&state.children(&app, None, 10).expect("list")), ["db", "large", "x/"]);
+        assert_eq!(state.children_version(&app).expect("read"), Some(version));
+        assert_eq!(state.applied().log_id, Some(id(2)));
+        assert_eq!(state.applied().cluster_time_ms, 2);
+    };
+    check(&state);
+    flush(&state);
+    assert_eq!(state.flushed(), Some(id(2)));
+    check(&state);
+    drop(state);
+    check(&open(dir.path()));
+}
+
+#[test]
+fn entries_out_of_order_are_refused() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let state = open(dir.path());
+    state.apply(vec![busy(1), busy(2)]).expect("apply");
+    assert!(state.apply(vec![busy(2)]).is_err());
+    assert!(state.apply(vec![busy(4)]).is_err());
+    state.apply(vec![busy(3)]).expect("a refusal changes nothing");
+}
+
+#[test]
+fn the_digest_does_not_depend_on_batching() {
+    let digests: Vec<[u8; 32]> = [1usize, 7, 400]
+        .into_iter()
+        .map(|size| {
+            let dir = tempfile::tempdir().expect("tempdir");
+            let state = open(dir.path());
+            let entries: Vec<_> = (1..=400).map(busy).collect();
+            for (n, some) in entries.chunks(size).enumerate() {
+                state.apply(some.to_vec()).expect("apply");
+                if size == 7 && n % 10 == 0 {
+                    flush(&state);
+                }
+            }
+            scrubbed(&state)
+        })
+        .collect();
+    assert_eq!(digests[0], digests[1]);
+    assert_eq!(digests[0], digests[2]);
+}
+
+#[test]
+fn after_a_crash_applying_again_gives_the_same_state() {
+    let whole = tempfile::tempdir().expect("tempdir");
+    let expected = open(whole.path());
+    expected.apply((1..=300).map(busy).collect()).expect("apply");
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut applied = 0;
+    for durable in [40u64, 41, 170, 300] {
+        let state = open(dir.path());
+        assert_eq!(state.applied().log_id.map_or(0, |id| id.index), state.flushed().map_or(0, |id| id.index));
+        assert!(state.applied().log_id.is_none_or(|id| id.index <= applied));
+        let from = state.applied().log_id.map_or(1, |id| id.index + 1);
+        state.set_durable_log(Arc::new(move || durable));
+        for index in from..=300 {
+            state.apply(vec![busy(index)]).expect("apply");
+            if index == durable {
+                flush(&state);
+                applied = index;
+            }
+        }
+        // Dropped with the rest in memory: the log is not on the disk, so neither may the state be.
+    }
+    let state = open(dir.path());
+    assert_eq!(state.applied(), expected.applied());
+    assert_eq!(contents(&state), contents(&expected));
+    assert_eq!(scrubbed(&state), scrubbed(&expected));
+}
+
+#[test]
+fn nothing_is_written_that_the_log_does_not_hold() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let state = open(dir.path());
+    let durable = Arc::new(AtomicU64::new(0));
+    let cell = Arc::clone(&durable);
+    state.set_durable_log(Arc::new(move || cell.load(Ordering::Acquire)));
+    let (sender, receiver) = mpsc::channel();
+    state.apply(vec![busy(1)]).expect("apply");
+    state.flush(Box::new(move |result| sender.send(result).expect("the test waits")));
+    assert!(receiver.recv_timeout(Duration::from_millis(50)).is_err());
+    assert_eq!(state.flushed(), None);
+    durable.store(1, Ordering::Release);
+    receiver.recv().expect("done is called").expect("flush");
+    assert_eq!(state.flushed(), Some(id(1)));
+}
+
+#[test]
+#[cfg(not(feature = "test-no-request-window"))]
+fn requests_are_remembered_over_a_restart_and_forgotten_in_order() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let request = |n: u64| RequestId(u128::from(n).to_be_bytes());
+    let recorded = |n: u64| {
+        entry(n, Txn { request_id: request(n), response: vec![n as u8; 1 << 20].into(), ..Txn::default() })
+    };
+    let state = open(dir.path());
+    state.apply((1..=20).map(recorded).collect()).expect("apply");
+    let digest = scrubbed(&state);
+    let check = |state: &SledState| {
+        assert_eq!(state.window_floor(), 5);
+        assert_eq!(state.request(request(4)), None);
+        let version = Version { generation: 1, index: 5 };
+        assert_eq!(state.request(request(5)), Some((version, vec![5; 1 << 20].into())));
+    };
+    check(&state);
+    drop(state);
+    let state = open(dir.path());
+    check(&state);
+    assert_eq!(scrubbed(&state), digest);
+    let again = entry(21, Txn { request_id: request(20), ..Txn::default() });
+    let outcomes = state.apply(vec![again]).expect("apply");
+    assert!(matches!(&outcomes[..], [Outcome::Duplicate { version, .. }] if version.index == 20));
+}
+
+struct Watcher {
+    state: std::sync::Weak<SledState>,
+    seen: Mutex<Vec<(u64, usize)>>,
+    replaced: AtomicBool,
+    mismatch: AtomicU64,
+}
+
+impl Observer for Watcher {
+    fn applied(&self, log_id: LogId, changed: &[RecordKey]) {
+        let state = self.state.upgrade().expect("alive");
+        assert!(state.applied().log_id < Some(log_id), "published before it was observed");
+        for key in changed {
+            let record = state.get(key).expect("read").expect("visible when observed");
+            assert_eq!(record.version.index, log_id.index);
+        }
+        self.seen.lock().push((log_id.index, changed.len()));
+    }
+
+    fn replaced(&self) {
+        self.replaced.store(true, Ordering::Release);
+    }
+
+    fn digest_mismatch(&self, index: u64) {
+        self.mismatch.store(index, Ordering::Release);
+    }
+}
+
+fn watched(path: &Path) -> (Arc<SledState>, Arc<Watcher>) {
+    let state = Arc::new(open(path));
+    let watcher = Arc::new(Watcher {
+        state: Arc::downgrade(&state),
+        seen: Mutex::default(),
+        replaced: AtomicBool::new(false),
+        mismatch: AtomicU64::new(0),
+    });
+    state.set_observer(watcher.clone());
+    (state, watcher)
+}
+
+#[test]
+fn a_change_is_visible_then_observed_then_published() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (state, watcher) = watched(dir.path());
+    let blank = ApplyEntry { log_id: id(2), op: ApplyOp::Blank };
+    state.apply(vec![write(1, vec![put("a", "1"), put("b", "2")]), blank]).expect("apply");
+    assert_eq!(*watcher.seen.lock(), [(1, 2), (2, 0)]);
+}
+
+#[test]
+fn a_checkpoint_with_another_digest_is_reported() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (state, watcher) = watched(dir.path());
+    state.apply(vec![busy(1), checkpoint(2, None), busy(3)]).expect("apply");
+    flush(&state);
+    let (index, digest) = state.digest().expect("a checkpoint was passed");
+    assert_eq!(index, 2);
+    state.apply(vec![checkpoint(4, Some((2, digest)))]).expect("apply");
+    flush(&state);
+    assert_eq!(watcher.mismatch.load(Ordering::Acquire), 0);
+    drop((state, watcher));
+    let (state, watcher) = watched(dir.path());
+    assert_eq!(state.digest().map(|(index, _)| index), Some(4), "kept over a restart");
+    state.apply(vec![checkpoint(5, Some((2, [1; 32])))]).expect("apply");
+    flush(&state);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while watcher.mismatch.load(Ordering::Acquire) != 2 {
+        assert!(Instant::now() < deadline, "not reported");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn after_a_failure_nothing_is_applied_or_flushed() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let state = open(dir.path());
+    state.shared.fail(&StorageError::io("sync", std::io::Error::other("the disk is gone")));
+    assert!(state.latch().expect("latched").contains("the disk is gone"));
+    assert!(matches!(state.apply(vec![busy(1)]), Err(StorageError::Latched { .. })));
+    let (sender, receiver) = mpsc::channel();
+    state.flush(Box::new(move |result| sender.send(result).expect("the test waits")));
+    assert!(receiver.recv().expect("done is called").is_err());
+}
+
+/// Copies a spooled snapshot into another state.
+fn install(file: &crate::SnapshotFile, to: &SledState) -> Result<(), StorageError> {
+    let manifest = Manifest::from_bytes(&file.manifest().to_bytes())?;
+    let mut installer = to.begin_install(manifest)?;
+    for n in 0..file.manifest().chunks {
+        assert_eq!(installer.next_chunk(), n);
+        installer.chunk(n, &file.read_chunk(n)?)?;
+    }
+    installer.finish()
+}
+
+#[test]
+fn a_snapshot_taken_while_writes_go_on_is_the_state_at_its_index() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let state = open(dir.path());
+    // Enough keys for several chunks of the scan, on the disk and in the overlay.
+    let many = |index: u64, value: u64| {
+        let writes = (0..100).map(|n| put(&format!("m{}/{n}", index % 30), value.to_be_bytes().to_vec()));
+        write(index, writes.collect())
+    };
+    state.apply((1..=60).map(|i| many(i, i)).collect()).expect("apply");
+    flush(&state);
+    state.apply((61..=80).map(|i| many(i, i)).chain((81..=200).map(busy)).collect()).expect("apply");
+    let expected = contents(&state);
+    let cut = state.cut().expect("cut");
+    assert_eq!(cut.meta().log_id, Some(id(200)));
+    assert!(matches!(state.cut(), Err(StorageError::Busy { .. })));
+
+    let stop = AtomicBool::new(false);
+    let path = dir.path().join("snapshots").join("one");
+    let file = thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut index = 200;
+            while !stop.load(Ordering::Acquire) || index < 300 {
+                index += 1;
+                let gone = (0..100).map(|n| delete(&format!("m{}/{n}", index % 30))).collect();
+                let new = match index % 3 {
+                    0 => write(index, gone),
+                    1 => many(index, index),
+                    _ => busy(index),
+                };
+                state.apply(vec![new]).expect("apply");
+            }
+        });
+        let file = cut.spool(&path);
+        stop.store(true, Ordering::Release);
+        writer.join().expect("writes go on");
+        file.expect("spool")
+    });
+    assert_ne!(contents(&state), expected);
+
+    let other_dir = tempfile::tempdir().expect("tempdir");
+    let (other, watcher) = watched(other_dir.path());
+    other.apply(vec![write(1, vec![put("only/here", "x")])]).expect("apply");
+    install(&file, &other).expect("install");
+    assert!(watcher.replaced.load(Ordering::Acquire));
+    let check = |other: &SledState| {
+        assert_eq!(contents(other), expected);
+        assert_eq!(other.applied().log_id, Some(id(200)));
+        assert_eq!(other.flushed(), Some(id(200)));
+        assert_eq!(scrubbed(other), file.manifest().digest);
+    };
+    check(&other);
+    drop((other, watcher));
+    let other = open(other_dir.path());
+    check(&other);
+    other.apply(vec![busy(201)]).expect("it goes on from there");
+    scrubbed(&other);
+}
+
+#[test]
+fn a_bad_snapshot_changes_nothing() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let state = open(dir.path());
+    state.apply((1..=100).map(busy).collect()).expect("apply");
+    let file = state.cut().expect("cut").spool(&dir.path().join("snapshots/one")).expect("spool");
+    let chunks: Vec<Bytes> = (0..file.manifest().chunks).map(|n| file.read_chunk(n).expect("read")).collect();
+    assert!(chunks.len() > 2, "the test needs some chunks");
+
+    let other_dir = tempfile::tempdir().expect("tempdir");
+    let other = open(other_dir.path());
+    other.apply((1..=9).map(busy).collect()).expect("apply");
+    let (before, digest) = (contents(&other), scrubbed(&other));
+    let attempt = |manifest: Manifest, chunks: &[Bytes]| {
+        let mut installer = other.begin_install(manifest)?;
+        assert!(other.begin_install(Manifest::default()).is_err(), "one at a time");
+        for (n, chunk) in (0..).zip(chunks) {
+            installer.chunk(n, chunk)?;
+        }
+        installer.finish()
+    };
+    let good = file.manifest().clone();
+    let mut changed = chunks.clone();
+    let mut bytes = changed[1].to_vec();
+    bytes[30_000] ^= 1;
+    changed[1] = bytes.into();
+    let mut swapped = chunks.clone();
+    swapped.swap(0, 1);
+    let wrong_time = {
+        let mut manifest = good.clone();
+        manifest.meta.cluster_time_ms += 1;
+        manifest
+    };
+    for (what, manifest, chunks) in [
+        ("cut off", &good, &chunks[..chunks.len() - 1]),
+        ("changed", &good, &changed[..]),
+        ("swapped", &good, &swapped[..]),
+        ("another manifest", &wrong_time, &chunks[..]),
+    ] {
+        let error = attempt(manifest.clone(), chunks).expect_err(what);
+        assert!(matches!(error, StorageError::Damaged { .. }), "{what}: {error}");
+        assert_eq!((contents(&other), scrubbed(&other)), (before.clone(), digest), "{what}");
+    }
+    attempt(good.clone(), &chunks).expect("the good one");
+    assert_eq!(contents(&other), contents(&state));
+    other.apply(vec![busy(101)]).expect("apply");
+    attempt(good, &chunks).expect("one that is not newer");
+    assert_eq!(other.applied().log_id, Some(id(101)), "changes nothing");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn listings_agree_with_a_model(
+        steps in prop::collection::vec(
+            (prop::collection::vec(prop_oneof![Just("a"), Just("b"), Just("a\0"), Just("a\0\u{1}"), Just("c")], 1..4),
+             any::<bool>(), 0u8..8),
+            1..60,
+        ),
+        page in 1usize..5,
+    ) {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let state = open(dir.path());
+        let mut model: std::collections::BTreeSet<Vec<&str>> = Default::default();
+        for (index, (path, keep, flushes)) in (1..).zip(&steps) {
+            let joined = path.join("/");
+            let step = if *keep { put(&joined, "v") } else { delete(&joined) };
+            if *keep { model.insert(path.clone()); } else { model.remove(path); }
+            state.apply(vec![write(index, vec![step])]).expect("apply");
+            if *flushes == 0 { flush(&state); }
+        }
+        for folder in [&[][..], &["a"], &["a\0"], &["a", "b"]] {
+            let mut expected: Vec<Child> = model
+                .iter()
+                .filter(|path| path.len() > folder.len() && path.starts_with(folder))
+                .map(|path| Child {
+                    segment: path[folder.len()].as_bytes().to_vec(),
+                    folder: path.len() > folder.len() + 1,
+                })
+                .collect();
+            expected.sort();
+            expected.dedup();
+            let at = folder.iter().fold(root(), |f, s| f.folder(s.as_bytes()).expect("valid"));
+            prop_assert_eq!(&state.children(&at, None, usize::MAX).expect("list"), &expected);
+            prop_assert_eq!(state.children_version(&at).expect("read").is_some(), !expected.is_empty());
+            let mut paged: Vec<Child> = Vec::new();
+            loop {
+                let more = state.children(&at, paged.last().cloned(), page).expect("list");
+                if more.is_empty() { break; }
+                prop_assert!(more.len() <= page);
+                paged.extend(more);
+            }
+            prop_assert_eq!(paged, expected);
+        }
+        scrubbed(&state);
+    }
+}
