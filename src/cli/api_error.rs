@@ -12,7 +12,7 @@ pub enum ApiError {
     /// No complete answer.
     Client(ClientError),
     /// The server answered with an error status.
-    Refused(Refusal),
+    Refused(Box<Refusal>),
     /// The answer is not what the API sends.
     Unreadable(String),
     /// Nothing was sent, on the operator's request: this text is the result instead.
@@ -38,14 +38,14 @@ impl ApiError {
             let list = body.get("errors").and_then(Value::as_array);
             list.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
         });
-        ApiError::Refused(Refusal {
+        ApiError::Refused(Box::new(Refusal {
             method: method.to_owned(),
             url: response.url.clone(),
             namespace: namespace.filter(|namespace| !namespace.is_empty()).map(str::to_owned),
             status: response.status.as_u16(),
             raw: errors.is_none().then(|| String::from_utf8_lossy(&response.body).into_owned()),
             errors: errors.unwrap_or_default(),
-        })
+        }))
     }
 
     /// The HTTP status, where there is one.

@@ -152,12 +152,10 @@ impl Parsed {
 
     /// All pairs of a `key=value` flag, in the order given.
     pub fn pairs(&self, name: &str) -> Vec<(&str, &str)> {
-        let pairs = self.values.get(name).into_iter().flatten();
-        let pair = |value| match value {
-            &Value::Pair(ref key, ref value) => Some((key.as_str(), value.as_str())),
-            _ => None,
-        };
-        pairs.filter_map(pair).collect()
+        fn pair(value: &Value) -> Option<(&str, &str)> {
+            if let Value::Pair(key, value) = value { Some((key, value)) } else { None }
+        }
+        self.values.get(name).into_iter().flatten().filter_map(pair).collect()
     }
 
     fn last(&self, name: &str) -> Option<&Value> {

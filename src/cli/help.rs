@@ -2,7 +2,7 @@
 
 use super::commands;
 use super::flags::{Flag, Kind};
-use super::session::HTTP_FLAGS;
+use super::settings::HTTP_FLAGS;
 use super::{Command, Program};
 
 /// The list of all commands of one word.
@@ -20,13 +20,10 @@ pub fn of_command(program: Program, command: &Command) -> String {
         Some(_) => format!("Usage: {name} {} {}\n", command.name, command.arguments),
         None => format!("Usage: {name} {} <subcommand> [options] [args]\n", command.name),
     };
-    for line in command.about.lines() {
-        text.push_str(&format!("\n  {line}").replace("{program}", name).trim_end().to_owned());
-        if line.is_empty() {
-            text.push('\n');
-        }
+    for line in command.about.replace("{program}", name).lines() {
+        let margin = if line.is_empty() { "" } else { "  " };
+        text.push_str(&format!("\n{margin}{line}"));
     }
-    text = text.replace("\n\n\n", "\n\n");
     let front = format!("{} ", command.name);
     let children: Vec<_> = commands::all()
         .filter_map(|child| child.name.strip_prefix(&front).map(|name| (name, child.synopsis)))

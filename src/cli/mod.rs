@@ -7,6 +7,8 @@
 //!
 //! Exit codes: 0 success, 1 a mistake on this side, 2 an error from the server, 127 no such command.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))] // in a test, a panic is the report
+
 pub mod api_error;
 pub mod commands;
 pub mod data;
@@ -18,6 +20,7 @@ pub mod output;
 mod prompt;
 pub mod secret;
 pub mod session;
+mod settings;
 pub mod time;
 pub mod token_helper;
 pub mod ui;
@@ -95,6 +98,9 @@ pub enum Instead {
     Policy,
 }
 
+/// How a command ended: the exit code either way, `Err` where it stopped early, its message printed.
+pub type Outcome = Result<i32, i32>;
+
 /// One entry of the table of commands.
 pub struct Command {
     /// The words that name it: `kv put`.
@@ -112,7 +118,7 @@ pub struct Command {
     /// Whether its arguments are data, among which a leading dash is nothing unusual.
     pub takes_data: bool,
     /// Does it; `None` for a mere parent of other commands.
-    pub run: Option<fn(&mut Invocation<'_, '_>) -> i32>,
+    pub run: Option<fn(&mut Invocation<'_, '_>) -> Outcome>,
 }
 
 impl Command {
@@ -129,7 +135,7 @@ impl Command {
     };
 
     fn all_flags(&self) -> Vec<Flag> {
-        let http = if self.calls_api { session::HTTP_FLAGS } else { &[] };
+        let http = if self.calls_api { settings::HTTP_FLAGS } else { &[] };
         self.flags.iter().chain(http).copied().collect()
     }
 }
@@ -257,7 +263,7 @@ pub fn run(args: &[String], environment: &Environment, ui: &mut Ui<'_>) -> i32 {
         return 1;
     };
     match invocation(command, program, line.arguments, environment, ui) {
-        Ok(mut invocation) => function(&mut invocation),
+        Ok(mut invocation) => function(&mut invocation).unwrap_or_else(|code| code),
         Err(code) => code,
     }
 }
@@ -292,7 +298,6 @@ fn sort_out(args: &[String]) -> CommandLine {
     };
     line.command = commands::all().filter(named).max_by_key(|command| command.name.len());
     line.unknown = line.command.is_none();
-    line.version = false;
     if let Some(command) = line.command {
         line.arguments = words[command.name.split(' ').count()..].to_vec();
     }

@@ -1,65 +1,18 @@
 //! A command's conversation with a server: flags and environment in, API calls out.
 
-use std::path::PathBuf;
-use std::time::Duration;
-
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
-use keystead_tls::ClientTls;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::api_error::ApiError;
 use super::duration::GoDuration;
 use super::environment::Environment;
-use super::flags::{self, Flag, Kind, Parsed};
 use super::secret::Secret;
+use super::settings::{Settings, canonical_namespace};
 use super::token_helper::TokenHelper;
 use super::{Instead, Invocation};
 use crate::client::{Address, Client, ClientConfig, Response, Scheme, Token, escape_path};
-
-/// The flags of every command that calls the API.
-pub const HTTP_FLAGS: &[Flag] = &[
-    Flag::new(
-        "address",
-        Kind::Text,
-        "Address of the server (VAULT_ADDR); https://127.0.0.1:8200 by default.",
-    ),
-    Flag::new("ca-cert", Kind::Text, "PEM file of trusted certificates (VAULT_CACERT)."),
-    Flag::new("ca-path", Kind::Text, "Directory of PEM files of trusted certificates (VAULT_CAPATH)."),
-    Flag::new("client-cert", Kind::Text, "PEM file of the client's certificate (VAULT_CLIENT_CERT)."),
-    Flag::new("client-key", Kind::Text, "PEM file of the client's private key (VAULT_CLIENT_KEY)."),
-    Flag::new(
-        "tls-server-name",
-        Kind::Text,
-        "Name that the server's certificate must carry (VAULT_TLS_SERVER_NAME).",
-    ),
-    Flag::new(
-        "tls-skip-verify",
-        Kind::Bool,
-        "Trust any certificate: for trying out only (VAULT_SKIP_VERIFY).",
-    ),
-    Flag::new("namespace", Kind::Text, "Namespace of the request (VAULT_NAMESPACE)."),
-    Flag::new("ns", Kind::Text, "Short for -namespace."),
-    Flag::new("header", Kind::Map, "Header to send, name=value; may be given more than once."),
-    Flag::new("mfa", Kind::List, "MFA credentials, sent as X-Vault-MFA (VAULT_MFA)."),
-    Flag::new(
-        "wrap-ttl",
-        Kind::Duration,
-        "Wrap the answer in a single-use token of that life (VAULT_WRAP_TTL).",
-    ),
-    Flag::new("policy-override", Kind::Bool, "Override soft-mandatory policies."),
-    Flag::new("unlock-key", Kind::Text, "Key of a locked namespace; accepted and not used."),
-    Flag::new("disable-redirects", Kind::Bool, "Do not follow redirects (VAULT_DISABLE_REDIRECTS)."),
-    Flag::new("non-interactive", Kind::Bool, "Never ask on the terminal."),
-    Flag::new(
-        "output-curl-string",
-        Kind::Bool,
-        "Print the curl command for the request instead of sending it.",
-    ),
-    Flag::new("output-policy", Kind::Bool, "Print the policy that the request needs instead of sending it."),
-    Flag::new("format", Kind::Text, "table, json, yaml or raw (VAULT_FORMAT)."),
-];
 
 /// What is done in place of a call, or for it.
 struct Extra {
@@ -358,101 +311,6 @@ fn policy_for(method: &str, path: &str, query: &[(&str, &str)]) -> String {
     format!("path \"{path}\" {{\n  capabilities = {capabilities}\n}}")
 }
 
-fn canonical_namespace(namespace: &str) -> Option<String> {
-    let namespace = namespace.trim_matches('/');
-    (!namespace.is_empty() && namespace != "root").then(|| format!("{namespace}/"))
-}
-
-/// Flags over environment variables.
-struct Settings<'a> {
-    flags: &'a Parsed,
-    environment: &'a Environment,
-}
-
-impl<'a> Settings<'a> {
-    fn text(&self, flag: &str, variable: &str) -> Option<&'a str> {
-        self.flags.text(flag).or_else(|| self.environment.setting(variable)).filter(|text| !text.is_empty())
-    }
-
-    fn bool(&self, flag: &str, variable: &str) -> Result<bool, String> {
-        match self.environment.non_empty(variable) {
-            _ if self.flags.has(flag) => Ok(self.flags.bool(flag)),
-            Some(text) => flags::parse_bool(text).map_err(|_| {
-                format!("could not parse {}: {text:?} is not a boolean", self.environment.name_of(variable))
-            }),
-            None => Ok(false),
-        }
-    }
-
-    fn duration(&self, variable: &str) -> Result<Option<GoDuration>, String> {
-        let Some(text) = self.environment.non_empty(variable) else { return Ok(None) };
-        let duration = GoDuration::parse_flag(text);
-        duration
-            .map(Some)
-            .map_err(|why| format!("could not parse {}: {why}", self.environment.name_of(variable)))
-    }
-
-    fn timeout(&self) -> Result<Duration, String> {
-        match self.duration("CLIENT_TIMEOUT")? {
-            Some(GoDuration(nanos)) if nanos > 0 => Ok(Duration::from_nanos(nanos.unsigned_abs())),
-            _ => Ok(Duration::from_secs(60)),
-        }
-    }
-
-    fn wrap_ttl(&self) -> Result<Option<GoDuration>, String> {
-        let ttl = match self.flags.go_duration("wrap-ttl") {
-            None => self.duration("WRAP_TTL")?,
-            given => given,
-        };
-        Ok(ttl.filter(|ttl| ttl.0 != 0))
-    }
-
-    fn headers(&self) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
-        let parse = |(name, value): (&str, &str)| {
-            let refused = || format!("invalid header {name:?} in -header");
-            let header = HeaderName::try_from(name).map_err(|_| refused())?;
-            // Vault keeps these for the flags that set them.
-            if header.as_str().starts_with("x-vault-") {
-                return Err(format!("headers that begin with X-Vault- cannot be set with -header: {name:?}"));
-            }
-            Ok((header, HeaderValue::try_from(value).map_err(|_| refused())?))
-        };
-        self.flags.pairs("header").into_iter().map(parse).collect()
-    }
-
-    fn request_headers(&self) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
-        let mut credentials = self.flags.list("mfa");
-        if credentials.is_empty() {
-            credentials.extend(self.environment.non_empty("MFA"));
-        }
-        let mut headers = Vec::new();
-        for credential in credentials {
-            let value = HeaderValue::try_from(credential).map_err(|_| "invalid value of -mfa".to_owned())?;
-            headers.push((HeaderName::from_static("x-vault-mfa"), value));
-        }
-        if self.flags.bool("policy-override") {
-            let name = HeaderName::from_static("x-vault-policy-override");
-            headers.push((name, HeaderValue::from_static("true")));
-        }
-        Ok(headers)
-    }
-
-    fn tls(&self) -> Result<ClientTls, String> {
-        let path = |flag, variable| self.text(flag, variable).map(PathBuf::from);
-        let ca_file = path("ca-cert", "CACERT");
-        Ok(ClientTls {
-            // As with Vault, a file makes a directory moot.
-            ca_path: path("ca-path", "CAPATH").filter(|_| ca_file.is_none()),
-            ca_file,
-            client_cert: path("client-cert", "CLIENT_CERT"),
-            client_key: path("client-key", "CLIENT_KEY"),
-            server_name: self.text("tls-server-name", "TLS_SERVER_NAME").map(str::to_owned),
-            skip_verify: self.bool("tls-skip-verify", "SKIP_VERIFY")?,
-            ..ClientTls::default()
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -473,11 +331,5 @@ mod tests {
         );
         assert!(policy_for("GET", "p", &[("list", "true")]).contains("[\"list\"]"));
         assert!(policy_for("PUT", "p", &[]).contains("[\"create\", \"update\"]"));
-    }
-
-    #[test]
-    fn namespaces_end_in_a_slash_and_the_root_is_none() {
-        assert_eq!(canonical_namespace("/a/b"), Some("a/b/".to_owned()));
-        assert_eq!((canonical_namespace("root"), canonical_namespace("/")), (None, None));
     }
 }

@@ -145,7 +145,7 @@ impl Client {
         let mut request = self.build(method, address, target, body, extra_headers)?;
         let peer = (address.scheme(), address.host_and_port());
         loop {
-            let kept = self.take_idle(&peer);
+            let kept = self.take_idle(&peer).await;
             let reused = kept.is_some();
             let mut sender = match kept {
                 Some(sender) => sender,
@@ -223,11 +223,21 @@ impl Client {
         }
     }
 
-    fn take_idle(&self, peer: &(Scheme, String)) -> Option<Sender> {
+    /// A kept connection to that peer that can take a request now.
+    async fn take_idle(&self, peer: &(Scheme, String)) -> Option<Sender> {
+        loop {
+            let mut sender = self.pop_idle(peer)?;
+            // Its answer has been read whole, so its task either is done with it or has closed.
+            if sender.ready().await.is_ok() {
+                return Some(sender);
+            }
+        }
+    }
+
+    fn pop_idle(&self, peer: &(Scheme, String)) -> Option<Sender> {
         let mut idle = self.idle.lock();
         idle.retain(|entry| entry.since.elapsed() < IDLE_AGE && !entry.sender.is_closed());
-        // A connection that is not ready still has its task to notice the end of the last answer.
-        let at = idle.iter().rposition(|entry| entry.peer == *peer && entry.sender.is_ready())?;
+        let at = idle.iter().rposition(|entry| entry.peer == *peer)?;
         Some(idle.swap_remove(at).sender)
     }
 
@@ -327,8 +337,6 @@ mod tests {
         let (address, seen) = serve(vec![answer("200 OK", "", "a"), answer("404 Not Found", "", "b")]);
         let client = client(address);
         assert_eq!(client.request("GET", "/v1/a", None, &[]).await.unwrap().body, "a");
-        // The connection's task marks it ready once it has run again.
-        tokio::task::yield_now().await;
         let second = client.request("PUT", "/v1/b", Some("{}".into()), &[]).await.unwrap();
         assert_eq!((second.status.as_u16(), &second.body[..]), (404, &b"b"[..]));
         let (first, head) = seen.recv().unwrap();

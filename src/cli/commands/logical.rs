@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::cli::flags::{Flag, Kind};
 use crate::cli::output::{self, Document, Format};
 use crate::cli::secret::Secret;
-use crate::cli::{Command, FIELD, Invocation, data};
+use crate::cli::{Command, FIELD, Invocation, Outcome, data};
 
 /// The table's entries.
 pub const COMMANDS: &[Command] = &[
@@ -86,11 +86,7 @@ fn query(pairs: &serde_json::Map<String, Value>) -> Vec<(String, String)> {
     query
 }
 
-fn read(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_read(invocation).unwrap_or_else(|code| code)
-}
-
-fn try_read(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+fn read(invocation: &mut Invocation<'_, '_>) -> Outcome {
     let (path, pairs) = path_and_pairs(invocation)?;
     let query = query(&pairs);
     let query: Vec<_> = query.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
@@ -122,11 +118,7 @@ pub fn no_value(invocation: &mut Invocation<'_, '_>, path: &str) -> i32 {
     2
 }
 
-fn write(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_write(invocation).unwrap_or_else(|code| code)
-}
-
-fn try_write(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+fn write(invocation: &mut Invocation<'_, '_>) -> Outcome {
     let force = invocation.flags.bool("force") || invocation.flags.bool("f");
     if invocation.args.len() == 1 && !force {
         return Err(invocation.fail("Must supply data or use -force"));
@@ -153,11 +145,7 @@ pub fn print_or_field(invocation: &mut Invocation<'_, '_>, secret: Secret) -> i3
     }
 }
 
-fn list(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_list(invocation).unwrap_or_else(|code| code)
-}
-
-fn try_list(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+fn list(invocation: &mut Invocation<'_, '_>) -> Outcome {
     invocation.expect_args(1)?;
     let path = trimmed(&invocation.args[0]).to_owned();
     let session = invocation.session()?;
@@ -195,11 +183,7 @@ pub fn print_list(invocation: &mut Invocation<'_, '_>, answer: Option<Secret>, p
     }
 }
 
-fn delete(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_delete(invocation).unwrap_or_else(|code| code)
-}
-
-fn try_delete(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+fn delete(invocation: &mut Invocation<'_, '_>) -> Outcome {
     let (path, pairs) = path_and_pairs(invocation)?;
     let query = query(&pairs);
     let query: Vec<_> = query.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();

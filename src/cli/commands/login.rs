@@ -10,7 +10,7 @@ use crate::cli::secret::Secret;
 use crate::cli::session::Session;
 use crate::cli::token_helper::TokenHelper;
 use crate::cli::ui::wrap;
-use crate::cli::{Command, FIELD, Invocation, data};
+use crate::cli::{Command, FIELD, Invocation, Outcome, data};
 use crate::client::Token;
 
 /// The table's entry.
@@ -33,10 +33,6 @@ pub const COMMANDS: &[Command] = &[Command {
     ..Command::DEFAULT
 }];
 
-fn run(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_run(invocation).unwrap_or_else(|code| code)
-}
-
 /// What is done with the token once it is known to be good.
 struct Wishes {
     store: bool,
@@ -44,7 +40,7 @@ struct Wishes {
     token_only: bool,
 }
 
-fn try_run(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
     let flags = &invocation.flags;
     let token_only = flags.bool("token-only");
     let wishes =

@@ -1,6 +1,6 @@
 //! `print token`.
 
-use crate::cli::{Command, Invocation, session};
+use crate::cli::{Command, Invocation, Outcome, session};
 
 /// The table's entries.
 pub const COMMANDS: &[Command] = &[
@@ -20,15 +20,13 @@ pub const COMMANDS: &[Command] = &[
     },
 ];
 
-fn token(invocation: &mut Invocation<'_, '_>) -> i32 {
-    if let Err(code) = invocation.expect_args(0) {
-        return code;
-    }
+fn token(invocation: &mut Invocation<'_, '_>) -> Outcome {
+    invocation.expect_args(0)?;
     match session::effective_token(invocation.environment) {
         Ok(token) => {
             invocation.ui.output(token.as_ref().map_or("", |token| token.expose()));
-            0
+            Ok(0)
         }
-        Err(why) => invocation.fail(&why),
+        Err(why) => Err(invocation.fail(&why)),
     }
 }

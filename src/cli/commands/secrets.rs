@@ -6,7 +6,7 @@ use super::logical::trimmed;
 use crate::cli::duration::GoDuration;
 use crate::cli::flags::{Flag, Kind};
 use crate::cli::output::{self, Document, Format};
-use crate::cli::{Command, Invocation};
+use crate::cli::{Command, Invocation, Outcome};
 
 /// The table's entries.
 pub const COMMANDS: &[Command] = &[
@@ -59,11 +59,7 @@ pub const COMMANDS: &[Command] = &[
     },
 ];
 
-fn enable(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_enable(invocation).unwrap_or_else(|code| code)
-}
-
-fn try_enable(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+fn enable(invocation: &mut Invocation<'_, '_>) -> Outcome {
     invocation.expect_args(1)?;
     let kind = trimmed(&invocation.args[0]).to_owned();
     let path = invocation
@@ -101,11 +97,7 @@ fn try_enable(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
     Ok(0)
 }
 
-fn disable(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_disable(invocation).unwrap_or_else(|code| code)
-}
-
-fn try_disable(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+fn disable(invocation: &mut Invocation<'_, '_>) -> Outcome {
     invocation.expect_args(1)?;
     let path = trimmed(&invocation.args[0]).to_owned();
     let session = invocation.session()?;
@@ -116,11 +108,7 @@ fn try_disable(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
     Ok(0)
 }
 
-fn list(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_list(invocation).unwrap_or_else(|code| code)
-}
-
-fn try_list(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+fn list(invocation: &mut Invocation<'_, '_>) -> Outcome {
     invocation.expect_args(0)?;
     let session = invocation.session()?;
     let answer = session.read("sys/mounts", &[]);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::cli::flags::{Flag, Kind};
-use crate::cli::{Command, Invocation};
+use crate::cli::{Command, Invocation, Outcome};
 
 /// The table's entry.
 pub const COMMANDS: &[Command] = &[Command {
@@ -66,11 +66,9 @@ pub struct ServerArgs {
 /// The most nodes a development cluster has: their ports are two apart, and it is one machine.
 const MOST_DEV_NODES: i64 = 9;
 
-fn run(invocation: &mut Invocation<'_, '_>) -> i32 {
-    match parse(invocation) {
-        Ok(args) => crate::server::run(args),
-        Err(code) => code,
-    }
+fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
+    let args = parse(invocation)?;
+    Ok(crate::server::run(args))
 }
 
 fn parse(invocation: &mut Invocation<'_, '_>) -> Result<ServerArgs, i32> {

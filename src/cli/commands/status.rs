@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use crate::cli::api_error::ApiError;
 use crate::cli::output::{self, Document, Format};
 use crate::cli::session::Session;
-use crate::cli::{Command, Invocation};
+use crate::cli::{Command, Invocation, Outcome};
 
 /// The table's entry.
 pub const COMMANDS: &[Command] = &[Command {
@@ -17,14 +17,9 @@ pub const COMMANDS: &[Command] = &[Command {
     ..Command::DEFAULT
 }];
 
-fn run(invocation: &mut Invocation<'_, '_>) -> i32 {
-    if let Err(code) = invocation.expect_args(0) {
-        return code;
-    }
-    let session = match invocation.session() {
-        Ok(session) => session,
-        Err(code) => return code,
-    };
+fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
+    invocation.expect_args(0)?;
+    let session = invocation.session()?;
     let printed = session
         .raw_json("GET", "sys/seal-status", None)
         .map_err(|error| ("Error checking seal status", error))
@@ -33,15 +28,12 @@ fn run(invocation: &mut Invocation<'_, '_>) -> i32 {
         Ok(status) => {
             let code = if status.is_sealed() { 2 } else { 0 };
             match status.print(invocation) {
-                0 => code,
-                failed => failed,
+                0 => Ok(code),
+                failed => Err(failed),
             }
         }
         // Unlike everywhere else, a server that cannot be asked is 1 here: 2 means sealed.
-        Err((doing, error)) => match invocation.refused(doing, &error) {
-            0 => 0,
-            _ => 1,
-        },
+        Err((doing, error)) => Err(invocation.refused(doing, &error).min(1)),
     }
 }
 
@@ -183,9 +175,7 @@ impl SealStatus {
         fields.push(("active_time", leader("active_time").unwrap_or(NO_TIME.into())));
         for key in ["leader_address", "leader_cluster_address", "raft_committed_index", "raft_applied_index"]
         {
-            if let Some(value) =
-                leader(key).filter(|value| *value != Value::from("") && *value != Value::from(0))
-            {
+            if let Some(value) = leader(key).filter(|value| value != "" && value != 0) {
                 fields.push((key, value));
             }
         }

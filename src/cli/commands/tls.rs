@@ -10,7 +10,7 @@ use keystead_tls::make;
 use zeroize::Zeroizing;
 
 use crate::cli::flags::{Flag, Kind};
-use crate::cli::{Command, Invocation};
+use crate::cli::{Command, Invocation, Outcome};
 
 /// The table's entries.
 pub const COMMANDS: &[Command] = &[
@@ -55,11 +55,7 @@ pub const COMMANDS: &[Command] = &[
     },
 ];
 
-fn ca(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_ca(invocation).unwrap_or_else(|code| code)
-}
-
-fn try_ca(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+fn ca(invocation: &mut Invocation<'_, '_>) -> Outcome {
     invocation.expect_args(0)?;
     let directory = PathBuf::from(invocation.flags.text("out-dir").unwrap_or("."));
     let name = invocation.flags.text("common-name").unwrap_or("Keystead CA");
@@ -70,11 +66,7 @@ fn try_ca(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
     write_pair(invocation, &directory.join("ca.pem"), &cert, &directory.join("ca-key.pem"), &key)
 }
 
-fn cert(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_cert(invocation).unwrap_or_else(|code| code)
-}
-
-fn try_cert(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+fn cert(invocation: &mut Invocation<'_, '_>) -> Outcome {
     invocation.expect_args(0)?;
     let path = |flag: &str, default: &str| PathBuf::from(invocation.flags.text(flag).unwrap_or(default));
     let (ca_path, ca_key_path) = (path("ca", "ca.pem"), path("ca-key", "ca-key.pem"));
@@ -113,7 +105,7 @@ fn write_pair(
     cert: &str,
     key_path: &Path,
     key: &str,
-) -> Result<i32, i32> {
+) -> Outcome {
     for path in [cert_path, key_path] {
         if path.symlink_metadata().is_ok() {
             let text =

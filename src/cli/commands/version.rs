@@ -1,6 +1,6 @@
 //! `version`, also as `-v`, `-version`, `--version`.
 
-use crate::cli::{Command, Invocation, Program};
+use crate::cli::{Command, Invocation, Outcome, Program};
 
 /// The table's entry.
 pub const COMMANDS: &[Command] = &[Command {
@@ -28,8 +28,8 @@ pub fn line(program: Program) -> String {
     format!("{product} v{version} ({commit}), built {built}")
 }
 
-fn run(invocation: &mut Invocation<'_, '_>) -> i32 {
+fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
     let line = line(invocation.program);
     invocation.ui.output(&line);
-    0
+    Ok(0)
 }

@@ -3,13 +3,9 @@
 use serde_json::json;
 
 use super::mount::Place;
-use crate::cli::Invocation;
+use crate::cli::{Invocation, Outcome};
 
-pub fn run(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_run(invocation).unwrap_or_else(|code| code)
-}
-
-fn try_run(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+pub fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
     invocation.expect_args(1)?;
     let session = invocation.session()?;
     let place = Place::find(invocation, &session)?;

@@ -5,15 +5,11 @@ use serde_json::{Map, Value};
 use super::super::logical::no_value;
 use super::mount::Place;
 use super::put::print_path;
-use crate::cli::Invocation;
 use crate::cli::output::{self, Format};
 use crate::cli::secret::Secret;
+use crate::cli::{Invocation, Outcome};
 
-pub fn run(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_run(invocation).unwrap_or_else(|code| code)
-}
-
-fn try_run(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+pub fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
     invocation.expect_args(1)?;
     let session = invocation.session()?;
     let place = Place::find(invocation, &session)?;
@@ -42,7 +38,7 @@ fn print_field(
     field: &str,
     versioned: bool,
     path: &str,
-) -> Result<i32, i32> {
+) -> Outcome {
     let (ui, format) = invocation.printer();
     if !versioned {
         return Ok(output::print_field(ui, format, field, secret.field(field).as_ref()));

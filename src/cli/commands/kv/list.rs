@@ -2,13 +2,9 @@
 
 use super::super::logical::print_list;
 use super::mount::Place;
-use crate::cli::Invocation;
+use crate::cli::{Invocation, Outcome};
 
-pub fn run(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_run(invocation).unwrap_or_else(|code| code)
-}
-
-fn try_run(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+pub fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
     // With -mount, no argument means the whole engine.
     if !(invocation.args.is_empty() && invocation.flags.has("mount")) {
         invocation.expect_args(1)?;

@@ -5,17 +5,9 @@ use serde_json::{Map, Value};
 use super::super::logical::{no_value, print_or_field};
 use super::mount::Place;
 use super::put::print_path;
-use crate::cli::Invocation;
 use crate::cli::output::{self, Format};
 use crate::cli::session::Session;
-
-pub fn get(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_get(invocation).unwrap_or_else(|code| code)
-}
-
-pub fn delete(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_delete(invocation).unwrap_or_else(|code| code)
-}
+use crate::cli::{Invocation, Outcome};
 
 fn open(invocation: &mut Invocation<'_, '_>) -> Result<(Session, String), i32> {
     invocation.expect_args(1)?;
@@ -27,7 +19,7 @@ fn open(invocation: &mut Invocation<'_, '_>) -> Result<(Session, String), i32> {
     Ok((session, place.path("metadata")))
 }
 
-fn try_get(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+pub fn get(invocation: &mut Invocation<'_, '_>) -> Outcome {
     let (session, path) = open(invocation)?;
     let answer = session.read(&path, &[]);
     let answer = answer.map_err(|error| invocation.refused(&format!("Error reading {path}"), &error))?;
@@ -60,7 +52,7 @@ fn print_table(invocation: &mut Invocation<'_, '_>, mut metadata: Map<String, Va
     }
 }
 
-fn try_delete(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+pub fn delete(invocation: &mut Invocation<'_, '_>) -> Outcome {
     let (session, path) = open(invocation)?;
     let answer = session.delete(&path, &[]);
     let answer = answer.map_err(|error| invocation.refused(&format!("Error deleting {path}"), &error))?;

@@ -6,13 +6,9 @@ use super::super::logical::print_or_field;
 use super::mount::Place;
 use crate::cli::output::{self, Format};
 use crate::cli::secret::Secret;
-use crate::cli::{Invocation, data};
+use crate::cli::{Invocation, Outcome, data};
 
-pub fn run(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_run(invocation).unwrap_or_else(|code| code)
-}
-
-fn try_run(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+pub fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
     match invocation.args.len() {
         0 => return Err(invocation.fail("Not enough arguments (expected >1, got 0)")),
         1 => return Err(invocation.fail("Must supply data")),

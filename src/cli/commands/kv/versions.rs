@@ -3,17 +3,17 @@
 use serde_json::json;
 
 use super::mount::Place;
-use crate::cli::Invocation;
+use crate::cli::{Invocation, Outcome};
 
-pub fn undelete(invocation: &mut Invocation<'_, '_>) -> i32 {
-    change(invocation, "undelete", "Undelete").unwrap_or_else(|code| code)
+pub fn undelete(invocation: &mut Invocation<'_, '_>) -> Outcome {
+    change(invocation, "undelete", "Undelete")
 }
 
-pub fn destroy(invocation: &mut Invocation<'_, '_>) -> i32 {
-    change(invocation, "destroy", "Destroy").unwrap_or_else(|code| code)
+pub fn destroy(invocation: &mut Invocation<'_, '_>) -> Outcome {
+    change(invocation, "destroy", "Destroy")
 }
 
-fn change(invocation: &mut Invocation<'_, '_>, what: &str, title: &str) -> Result<i32, i32> {
+fn change(invocation: &mut Invocation<'_, '_>, what: &str, title: &str) -> Outcome {
     invocation.expect_args(1)?;
     if invocation.flags.list("versions").is_empty() {
         let text =

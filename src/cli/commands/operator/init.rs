@@ -8,7 +8,7 @@ use crate::cli::flags::{Flag, Kind};
 use crate::cli::output::{self, Document, Format};
 use crate::cli::session::Session;
 use crate::cli::ui::wrap;
-use crate::cli::{Invocation, data};
+use crate::cli::{Invocation, Outcome, data};
 
 pub const FLAGS: &[Flag] = &[
     Flag::new("key-shares", Kind::Int, "Number of unseal shares to make; 5 by default."),
@@ -33,16 +33,12 @@ pub const FLAGS: &[Flag] = &[
     ),
 ];
 
-pub fn run(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_run(invocation).unwrap_or_else(|code| code)
-}
-
-fn try_run(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+pub fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
     invocation.expect_args(0)?;
     let session = invocation.session()?;
     // -output-curl-string is about the init request: this one is sent in any case.
     let status = session.preflight("sys/seal-status");
-    let status = status.map_err(|error| invocation.refused("Error making API request", &error))?;
+    let status = status.map_err(|error| invocation.refused("", &error))?;
     let status: Value = serde_json::from_slice(&status.body).unwrap_or_default();
     if invocation.flags.bool("status") {
         return print_status(invocation, &session);
@@ -61,7 +57,7 @@ fn try_run(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
     Ok(output::print(ui, format, keys.document()))
 }
 
-fn print_status(invocation: &mut Invocation<'_, '_>, session: &Session) -> Result<i32, i32> {
+fn print_status(invocation: &mut Invocation<'_, '_>, session: &Session) -> Outcome {
     let answer = session.raw_json("GET", "sys/init", None);
     let answer =
         answer.map_err(|error| invocation.refused("Error checking initialization status", &error))?;

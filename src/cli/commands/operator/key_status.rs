@@ -2,15 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use crate::cli::Invocation;
 use crate::cli::output::{self, Document, Format};
 use crate::cli::time::Timestamp;
+use crate::cli::{Invocation, Outcome};
 
-pub fn run(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_run(invocation).unwrap_or_else(|code| code)
-}
-
-fn try_run(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+pub fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
     invocation.expect_args(0)?;
     let session = invocation.session()?;
     let answer = session.read("sys/key-status", &[]);

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::cli::flags::{Flag, Kind};
 use crate::cli::output::{self, Document, Format};
-use crate::cli::{Invocation, data};
+use crate::cli::{Invocation, Outcome, data};
 
 pub const JOIN_FLAGS: &[Flag] = &[
     Flag::new("leader-ca-cert", Kind::Text, "CA certificate of the leader's API, as PEM text or @file."),
@@ -20,18 +20,6 @@ pub const JOIN_FLAGS: &[Flag] = &[
     Flag::new("auto-join-port", Kind::Int, "Port of addresses that are discovered."),
 ];
 
-pub fn list_peers(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_list_peers(invocation).unwrap_or_else(|code| code)
-}
-
-pub fn remove_peer(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_remove_peer(invocation).unwrap_or_else(|code| code)
-}
-
-pub fn join(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_join(invocation).unwrap_or_else(|code| code)
-}
-
 /// The raft commands word their count of arguments in their own way.
 fn expect(invocation: &mut Invocation<'_, '_>, allowed: &[usize], expected: &str) -> Result<(), i32> {
     let got = invocation.args.len();
@@ -41,7 +29,7 @@ fn expect(invocation: &mut Invocation<'_, '_>, allowed: &[usize], expected: &str
     Err(invocation.fail(&format!("Incorrect arguments (expected {expected}, got {got})")))
 }
 
-fn try_list_peers(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+pub fn list_peers(invocation: &mut Invocation<'_, '_>) -> Outcome {
     expect(invocation, &[0], "0")?;
     let session = invocation.session()?;
     let answer = session.read("sys/storage/raft/configuration", &[]);
@@ -71,7 +59,7 @@ fn peers_table(servers: &[Value]) -> String {
     output::table(&["Node", "Address", "State", "Voter"], &servers.iter().map(row).collect::<Vec<_>>())
 }
 
-fn try_remove_peer(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+pub fn remove_peer(invocation: &mut Invocation<'_, '_>) -> Outcome {
     expect(invocation, &[1], "1")?;
     let body = json!({"server_id": invocation.args[0].trim()});
     let session = invocation.session()?;
@@ -81,7 +69,7 @@ fn try_remove_peer(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
     Ok(0)
 }
 
-fn try_join(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+pub fn join(invocation: &mut Invocation<'_, '_>) -> Outcome {
     expect(invocation, &[0, 1], "0 or 1")?;
     let address = invocation.args.first().map(|address| address.trim().to_owned()).unwrap_or_default();
     let mut pem = |flag: &str| text_or_file(invocation, flag);

@@ -1,12 +1,8 @@
 //! `operator seal`.
 
-use crate::cli::Invocation;
+use crate::cli::{Invocation, Outcome};
 
-pub fn run(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_run(invocation).unwrap_or_else(|code| code)
-}
-
-fn try_run(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+pub fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
     invocation.expect_args(0)?;
     let session = invocation.session()?;
     session

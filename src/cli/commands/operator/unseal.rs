@@ -4,14 +4,10 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::super::status::SealStatus;
-use crate::cli::Invocation;
 use crate::cli::ui::wrap;
+use crate::cli::{Invocation, Outcome};
 
-pub fn run(invocation: &mut Invocation<'_, '_>) -> i32 {
-    try_run(invocation).unwrap_or_else(|code| code)
-}
-
-fn try_run(invocation: &mut Invocation<'_, '_>) -> Result<i32, i32> {
+pub fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
     if invocation.args.len() > 1 {
         invocation.expect_args(1)?;
     }
