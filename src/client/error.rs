@@ -108,6 +108,15 @@ fn tls_text(error: &io::Error) -> String {
             | Certificate::NotValidYet
             | Certificate::NotValidYetContext { .. },
         ) => verify("certificate has expired or is not yet valid"),
+        rustls::Error::InvalidCertificate(Certificate::NotValidForNameContext { expected, presented }) => {
+            // rustls presents each as `DnsName("localhost")` or `IpAddress(127.0.0.1)`.
+            let bare = |name: &String| {
+                let inside = name.split_once('(').map_or(name.as_str(), |(_, inside)| inside);
+                inside.trim_matches(['(', ')', '"']).to_owned()
+            };
+            let presented: Vec<_> = presented.iter().map(bare).collect();
+            verify(&format!("certificate is valid for {}, not {}", presented.join(", "), expected.to_str()))
+        }
         rustls::Error::InvalidCertificate(other) => verify(&other.to_string()),
         // The first byte of "HTTP/1.1 400" is no TLS record type.
         rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => {
@@ -165,6 +174,17 @@ mod tests {
             Failure::Tls(io::Error::new(io::ErrorKind::InvalidData, tls)).to_string(),
             "tls: failed to verify certificate: x509: certificate signed by unknown authority"
         );
+    }
+
+    #[test]
+    fn a_certificate_for_another_name_says_both_names() {
+        let other = rustls::CertificateError::NotValidForNameContext {
+            expected: rustls::pki_types::ServerName::try_from("n2").unwrap(),
+            presented: vec!["DnsName(\"n1\")".to_owned(), "IpAddress(127.0.0.1)".to_owned()],
+        };
+        let tls = rustls::Error::InvalidCertificate(other);
+        let text = Failure::Tls(io::Error::new(io::ErrorKind::InvalidData, tls)).to_string();
+        assert!(text.ends_with("x509: certificate is valid for n1, 127.0.0.1, not n2"), "{text}");
     }
 
     #[test]

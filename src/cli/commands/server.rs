@@ -101,3 +101,46 @@ fn parse(invocation: &mut Invocation<'_, '_>) -> Result<ServerArgs, i32> {
     }
     Ok(args)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::environment::Environment;
+    use crate::cli::ui::Ui;
+    use crate::cli::{Program, invocation};
+
+    fn parsed(environment: &Environment, args: &[&str]) -> Result<ServerArgs, String> {
+        let args = args.iter().map(|arg| arg.to_string()).collect();
+        let mut err = Vec::new();
+        let outcome = {
+            let mut ui = Ui::new(std::io::empty(), std::io::sink(), &mut err);
+            invocation(&COMMANDS[0], Program::Keystead, args, environment, &mut ui)
+                .and_then(|mut invocation| parse(&mut invocation))
+        };
+        outcome.map_err(|code| {
+            assert_eq!(code, 1);
+            String::from_utf8(err).unwrap()
+        })
+    }
+
+    #[test]
+    fn flags_and_variables_make_the_arguments() {
+        let environment =
+            Environment::default().with("VAULT_DEV_ROOT_TOKEN_ID", "r").with("VAULT_LOG_LEVEL", "debug");
+        let args =
+            parsed(&environment, &["-dev", "-dev-nodes=3", "-log-level=warn", "-config=a", "-config", "b"]);
+        let args = args.unwrap();
+        assert!(args.dev && !args.dev_tls && !args.dev_no_store_token);
+        assert_eq!((args.dev_nodes, args.config), (3, vec![PathBuf::from("a"), PathBuf::from("b")]));
+        assert_eq!((args.dev_root_token_id.as_deref(), args.log_level.as_deref()), (Some("r"), Some("warn")));
+    }
+
+    #[test]
+    fn a_server_needs_a_configuration_or_to_be_for_trying_out() {
+        let environment = Environment::default();
+        let error = parsed(&environment, &[]).err().unwrap();
+        assert_eq!(error, "Must specify at least one config path using -config\n");
+        assert!(parsed(&environment, &["-dev", "-dev-nodes=0"]).is_err());
+        assert!(parsed(&environment, &["-config=a", "b"]).err().unwrap().starts_with("Too many arguments"));
+    }
+}

@@ -57,7 +57,7 @@ pub const COMMANDS: &[Command] = &[
 
 fn ca(invocation: &mut Invocation<'_, '_>) -> Outcome {
     invocation.expect_args(0)?;
-    let directory = PathBuf::from(invocation.flags.text("out-dir").unwrap_or("."));
+    let directory = PathBuf::from(invocation.flags.text("out-dir").unwrap_or_default());
     let name = invocation.flags.text("common-name").unwrap_or("Keystead CA");
     let (cert, key) =
         make::make_ca(name).map_err(|error| invocation.fail(&format!("Error making the CA: {error}")))?;
