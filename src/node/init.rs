@@ -1,0 +1,233 @@
+//! `sys/init`: a new vault, a new cluster, its first member.
+
+use std::{path::Path, sync::Arc};
+
+use bytes::Bytes;
+use keystead_raft::{
+    Directory, DirectoryMember, Identity, ProposeOutcome, Replicated as _, fresh_incarnation, hello::FEATURE_LEVEL,
+};
+use keystead_storage::{Check, RequestId, Txn, Write, datadir::write_file_durably};
+use keystead_tls::{ClusterCa, ClusterId, NodeKey, PeerName};
+
+use super::{
+    ClusterName, Node, OpenKeys, StartError, records,
+    shares::uuid_text,
+};
+use crate::{
+    barrier::Keyring,
+    core::{
+        error::ApiError,
+        initial_writes,
+        node_ops::{InitRequest, InitResponse},
+        token::random_token,
+    },
+    seal::{self, InitOutput, InitParams},
+    secret::{SecretString, random_array},
+};
+
+/// While this file is there, an initialisation has begun and nobody was handed a share: what it left is undone.
+const MARKER: &str = "initialising";
+
+/// Removes what an interrupted initialisation left.
+pub fn undo_interrupted(data_dir: &Path) -> Result<(), StartError> {
+    let marker = data_dir.join(MARKER);
+    if !marker.exists() {
+        return Ok(());
+    }
+    tracing::warn!("an initialisation was interrupted before anybody was handed a share: it is undone");
+    let io = |context: &str| {
+        let context = format!("{context} in {}", data_dir.display());
+        move |source| StartError::Io { context, source }
+    };
+    for name in ["log", "state", "snapshots"] {
+        let path = data_dir.join(name);
+        if path.exists() {
+            std::fs::remove_dir_all(&path).map_err(io("undoing an interrupted initialisation"))?;
+            std::fs::create_dir(&path).map_err(io("undoing an interrupted initialisation"))?;
+        }
+    }
+    let identity = data_dir.join("identity");
+    if identity.exists() {
+        std::fs::remove_file(identity).map_err(io("undoing an interrupted initialisation"))?;
+    }
+    std::fs::remove_file(marker).map_err(io("undoing an interrupted initialisation"))
+}
+
+fn invalid_config(text: impl std::fmt::Display) -> ApiError {
+    ApiError::invalid(format!("invalid seal configuration: {text}"))
+}
+
+/// Checks what the operator asked for, in Vault's order and words.
+fn params(request: &InitRequest) -> Result<InitParams, ApiError> {
+    if request.recovery_shares > 0 || request.recovery_threshold > 0 {
+        return Err(ApiError::invalid(
+            "parameters recovery_shares,recovery_threshold not applicable to seal type shamir",
+        ));
+    }
+    if !request.pgp_keys.is_empty() || !request.root_token_pgp_key.is_empty() {
+        return Err(ApiError::invalid("shares encrypted to PGP keys are not built yet: init without pgp_keys"));
+    }
+    let (shares, threshold) = (request.secret_shares, request.secret_threshold);
+    if shares == 0 {
+        return Err(invalid_config("shares must be at least one"));
+    }
+    if threshold == 0 {
+        return Err(invalid_config("threshold must be at least one"));
+    }
+    let shares = u8::try_from(shares).map_err(|_| invalid_config("shares must be less than 256"))?;
+    let threshold = u8::try_from(threshold)
+        .ok()
+        .filter(|threshold| *threshold <= shares)
+        .ok_or_else(|| invalid_config("threshold cannot be larger than shares"))?;
+    if threshold == 1 && shares > 1 {
+        return Err(invalid_config("threshold must be greater than one for multiple shares"));
+    }
+    Ok(InitParams { shares, threshold, now_ms: keystead_raft::clock::wall_ms() })
+}
+
+/// Everything of a new cluster that is drawn before anything is written.
+struct Founding {
+    identity: Identity,
+    ca: ClusterCa,
+    directory: Directory,
+    cluster: ClusterName,
+}
+
+impl Node {
+    /// Initialises the vault here.
+    ///
+    /// # Errors
+    /// 400 when it is initialised already: here, or by a node that this one would join.
+    pub(super) async fn initialise(&self, request: InitRequest) -> Result<InitResponse, ApiError> {
+        let _one = self.lifecycle.lock().await;
+        let params = params(&request)?;
+        if self.replica().is_some() || !self.seal_configs()?.is_empty() {
+            return Err(ApiError::invalid("Vault is already initialized"));
+        }
+        if let Some(address) = self.initialised_elsewhere().await {
+            return Err(ApiError::invalid(format!(
+                "Vault is already initialized: the node at {address} is; unseal that one, and this one joins it when it is given the same shares"
+            )));
+        }
+        let output = seal::init(&params).map_err(invalid_config)?;
+        let founding = self.found().map_err(|e| ApiError::internal("founding a cluster", &e))?;
+        let dir = self.data_dir();
+        let failed = |e: &dyn std::fmt::Display| ApiError::Internal(format!("initialisation failed: {e}; nothing was kept"));
+        write_file_durably(&dir.join(MARKER), b"", 0o600).map_err(|e| failed(&e))?;
+        let result = self.establish(&params, output, founding).await;
+        self.provisional.write().take();
+        match result {
+            Ok(response) => {
+                std::fs::remove_file(dir.join(MARKER)).map_err(|e| failed(&e))?;
+                tracing::info!(shares = params.shares, threshold = params.threshold, "vault initialised");
+                Ok(response)
+            }
+            Err(error) => {
+                let replica = self.replica.write().take();
+                if let Some(replica) = replica {
+                    replica.shutdown().await;
+                }
+                Err(failed(&error))
+            }
+        }
+    }
+
+    fn found(&self) -> Result<Founding, keystead_tls::Error> {
+        let cluster_id: [u8; 16] = random_array();
+        let ca = ClusterCa::generate(ClusterId(cluster_id))?;
+        let key = NodeKey::generate()?;
+        let incarnation = fresh_incarnation();
+        let node_id = self.settings.node_id.clone();
+        let name = PeerName { cluster_id: ClusterId(cluster_id), node_id: node_id.clone(), incarnation };
+        let cert = ca.sign_csr(&key.csr_der(&node_id, incarnation)?, &name)?;
+        let member = DirectoryMember {
+            incarnation,
+            node_id: node_id.clone(),
+            spki_sha256: key.spki_sha256(),
+            cluster_addr: self.settings.cluster_addr.clone(),
+            api_addr: self.settings.api_addr.clone(),
+            voter: true,
+            feature_level: FEATURE_LEVEL,
+            joined_ms: keystead_raft::clock::wall_ms(),
+        };
+        let directory = Directory { cluster_id, epoch: 1, members: vec![member], tombstones: Vec::new() };
+        let ca_cert = ca.cert_der().to_vec();
+        let params = self.settings.params;
+        let identity = Identity::new(cluster_id, 1, node_id, incarnation, &key, cert, ca_cert, params);
+        let name = self.settings.cluster_name.clone();
+        let name = name.unwrap_or_else(|| format!("vault-cluster-{}", hex::encode(random_array::<4>())));
+        let cluster = ClusterName { id: uuid_text(&cluster_id), name };
+        Ok(Founding { identity, ca, directory, cluster })
+    }
+
+    /// Writes the vault's first entry: all of it, or nothing.
+    async fn establish(
+        &self,
+        params: &InitParams,
+        output: InitOutput,
+        founding: Founding,
+    ) -> Result<InitResponse, ApiError> {
+        let InitOutput { seal_config, root_key, shares } = output;
+        let failed = |context: &'static str| move |e: &dyn std::fmt::Display| ApiError::internal(context, e);
+        let keyring = Keyring::generate(params.now_ms);
+        let sealed_keyring = keyring.seal(&root_key, seal_config.vault_id, seal_config.root_generation);
+        let keys = Arc::new(OpenKeys::new(&seal_config, root_key, keyring, &founding.cluster));
+        *self.provisional.write() = Some(keys.clone());
+
+        let root_token = self.settings.dev_root_token.clone().unwrap_or_else(random_token);
+        let writes = self.first_writes(params, &keys, &seal_config.encode(), sealed_keyring, &founding, &root_token)?;
+        founding.identity.save(&self.data_dir()).map_err(|e| failed("saving the identity")(&e))?;
+        let identity = Arc::new(founding.identity);
+        let replica = self
+            .start_replica(identity, true, Some(founding.directory))
+            .await
+            .map_err(|e| failed("starting replication")(&e))?;
+        replica.bootstrap().await.map_err(|e| failed("founding the cluster")(&e))?;
+        let txn = Txn {
+            request_id: RequestId([0; 16]),
+            checks: vec![Check::Record { key: records::seal_config_key(), version: None }],
+            writes,
+            response: Bytes::new(),
+        };
+        match replica.propose(txn).await.map_err(|e| failed("writing the first entry")(&e))? {
+            ProposeOutcome::Applied(_) => {}
+            other => return Err(failed("writing the first entry")(&format!("{other:?}"))),
+        }
+        Ok(InitResponse {
+            keys_hex: shares.iter().map(seal::Share::to_hex).collect(),
+            keys_base64: shares.iter().map(seal::Share::to_base64).collect(),
+            root_token,
+        })
+    }
+
+    fn first_writes(
+        &self,
+        params: &InitParams,
+        keys: &OpenKeys,
+        seal_config: &[u8],
+        keyring: Vec<u8>,
+        founding: &Founding,
+        root_token: &SecretString,
+    ) -> Result<Vec<Write>, ApiError> {
+        let ca_key = records::cluster_ca_key(keys.barrier())?;
+        let ca = records::seal_cluster_ca(
+            keys.barrier(),
+            &ca_key,
+            founding.ca.cert_der(),
+            &founding.ca.key_pkcs8_der(),
+        );
+        let directory = founding
+            .directory
+            .seal(|signed| Ok::<_, ApiError>(keys.directory_mac(signed)))?;
+        let put = |key, value: Vec<u8>| Write::Put { key, value: value.into() };
+        let mut writes = vec![
+            put(records::seal_config_key(), seal_config.to_vec()),
+            put(records::keyring_key(), keyring),
+            put(records::cluster_key(), records::encode_cluster(&founding.cluster.name)),
+            Write::Put { key: records::directory_key(), value: directory },
+            put(ca_key, ca),
+        ];
+        writes.extend(initial_writes(keys.unsealed(), root_token, params.now_ms, self.settings.dev_mounts)?);
+        Ok(writes)
+    }
+}

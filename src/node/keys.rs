@@ -1,0 +1,125 @@
+//! What an open node holds in memory: the root key and everything derived from it.
+
+use std::sync::Arc;
+
+use crate::{
+    barrier::{
+        Barrier, Directory, Join, Keyring, KeyringError, LogTag, LogTagError, Mac, Peer,
+VaultId, derive,
+    },
+    core::node_ops::Unsealed,
+    seal::SealConfig,
+    secret::{DerivedKey, RootKey},
+};
+
+/// The keys of an open node. Dropping the last reference wipes them.
+pub struct OpenKeys {
+    vault_id: VaultId,
+    root_generation: u32,
+    root: RootKey,
+    join: DerivedKey<Join>,
+    peer: DerivedKey<Peer>,
+    directory: DerivedKey<Directory>,
+    unsealed: Arc<Unsealed>,
+}
+
+impl OpenKeys {
+    /// Derives everything from the root key and the keyring it opens.
+    pub fn new(config: &SealConfig, root: RootKey, keyring: Keyring, cluster: &ClusterName) -> Self {
+        let (vault_id, generation) = (config.vault_id, config.root_generation);
+        let unsealed = Unsealed {
+            barrier: Arc::new(Barrier::new(vault_id, keyring)),
+            vault_id,
+            cluster_id: cluster.id.clone(),
+            cluster_name: cluster.name.clone(),
+            token_key: derive(&root, vault_id, generation),
+        };
+        Self {
+            vault_id,
+            root_generation: generation,
+            join: derive(&root, vault_id, generation),
+            peer: derive(&root, vault_id, generation),
+            directory: derive(&root, vault_id, generation),
+            root,
+            unsealed: Arc::new(unsealed),
+        }
+    }
+
+    /// What requests see.
+    pub fn unsealed(&self) -> &Arc<Unsealed> {
+        &self.unsealed
+    }
+
+    /// The barrier.
+    pub fn barrier(&self) -> &Barrier {
+        &self.unsealed.barrier
+    }
+
+    /// The root key's generation.
+    pub fn root_generation(&self) -> u32 {
+        self.root_generation
+    }
+
+    /// The same node with the keyring as it stands now.
+    ///
+    /// # Errors
+    /// [`KeyringError`] when the record is not one that this root key sealed.
+    pub fn with_keyring(&self, sealed: &[u8]) -> Result<Self, KeyringError> {
+        let keyring = Keyring::open(sealed, &self.root, self.vault_id, self.root_generation)?;
+        let old = &self.unsealed;
+        let unsealed = Unsealed {
+            barrier: Arc::new(Barrier::new(self.vault_id, keyring)),
+            vault_id: self.vault_id,
+            cluster_id: old.cluster_id.clone(),
+            cluster_name: old.cluster_name.clone(),
+            token_key: derive(&self.root, self.vault_id, self.root_generation),
+        };
+        Ok(Self {
+            vault_id: self.vault_id,
+            root_generation: self.root_generation,
+            join: derive(&self.root, self.vault_id, self.root_generation),
+            peer: derive(&self.root, self.vault_id, self.root_generation),
+            directory: derive(&self.root, self.vault_id, self.root_generation),
+            root: self.root.duplicate(),
+            unsealed: Arc::new(unsealed),
+        })
+    }
+
+    /// The tag of a log entry.
+    pub fn log_tag(&self, signed: &[u8]) -> LogTag {
+        self.barrier().log_tag(&[signed])
+    }
+
+    /// Judges a log entry's tag.
+    pub fn verify_log_tag(&self, signed: &[u8], tag: &LogTag) -> Result<(), LogTagError> {
+        self.barrier().verify_log_tag(&[signed], tag)
+    }
+
+    /// HMAC under `K_peer` over length-prefixed parts.
+    pub fn peer_mac(&self, parts: &[&[u8]]) -> [u8; 32] {
+        mac(self.peer.expose(), "keystead/v1/peer", parts)
+    }
+
+    /// HMAC under `K_directory`.
+    pub fn directory_mac(&self, bytes: &[u8]) -> [u8; 32] {
+        mac(self.directory.expose(), "keystead/v1/directory", &[bytes])
+    }
+
+    /// The MAC of one message of the joining protocol, to be finished or verified by the caller.
+    pub fn join_mac(&self, message: &str, parts: &[&[u8]]) -> Mac {
+        parts.iter().fold(Mac::new(self.join.expose(), message), |mac, part| mac.field(part))
+    }
+}
+
+fn mac(key: &[u8], tag: &str, parts: &[&[u8]]) -> [u8; 32] {
+    parts.iter().fold(Mac::new(key, tag), |mac, part| mac.field(part)).finish()
+}
+
+/// What a cluster is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterName {
+    /// The cluster id as a UUID in text.
+    pub id: String,
+    /// The operator's name of it.
+    pub name: String,
+}

@@ -1,0 +1,267 @@
+//! The life of a node: uninitialised, joining, sealed, open; and the hands it lends to replication.
+//!
+//! [`Node`] owns the keys. Requests see them through [`NodeOps`], replication through [`VaultSide`]; neither can
+//! keep them past `sys/seal`.
+
+mod init;
+mod join;
+mod keys;
+mod ops;
+mod records;
+mod shares;
+mod unseal;
+mod vault_side;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    net::TcpListener,
+    path::PathBuf,
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
+};
+
+use keystead_raft::{ClusterParams, Identity, Replica, ReplicaConfig, Replicated as _};
+use keystead_storage::DataDir;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+
+pub use join::JoinTarget;
+pub use keys::{ClusterName, OpenKeys};
+pub use shares::uuid;
+
+use crate::{
+    core::{Core, error::ApiError},
+    seal::SealConfig,
+    secret::SecretString,
+};
+
+/// What a node is started with.
+pub struct NodeSettings {
+    /// The locked data directory.
+    pub dir: Arc<DataDir>,
+    /// The operator's name of the place.
+    pub node_id: String,
+    /// Base URL of the API as clients reach it.
+    pub api_addr: String,
+    /// `host:port` of the cluster port as other nodes reach it.
+    pub cluster_addr: String,
+    /// The cluster port, bound; nothing is accepted on it until this node belongs to a cluster.
+    pub cluster_listener: TcpListener,
+    /// Name for a cluster that is initialised here.
+    pub cluster_name: Option<String>,
+    /// Whom to ask to be let in.
+    pub retry_join: Vec<Arc<JoinTarget>>,
+    /// Join without a vote.
+    pub non_voter: bool,
+    /// Timing and limits for a cluster that is initialised here.
+    pub params: ClusterParams,
+    /// Trust no clock for reads.
+    pub quorum_reads: bool,
+    /// Mount `secret/` (kv v2) at init, as a development server does.
+    pub dev_mounts: bool,
+    /// The first root token, where a development server's operator has chosen it.
+    pub dev_root_token: Option<SecretString>,
+}
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Replication.
+    #[error(transparent)]
+    Replica(#[from] keystead_raft::replica::StartError),
+    /// The identity file.
+    #[error(transparent)]
+    Identity(#[from] keystead_raft::identity::IdentityError),
+    /// The data directory.
+    #[error(transparent)]
+    Storage(#[from] keystead_storage::StorageError),
+    /// The operating system.
+    #[error("{context}: {source}")]
+    Io {
+        /// What was being done.
+        context: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// A node.
+pub struct Node {
+    settings: NodeSettings,
+    /// Set once, right after the node and the core have been made.
+    core: OnceLock<Weak<Core>>,
+    replica: RwLock<Option<Arc<Replica>>>,
+    keys: RwLock<Option<Arc<OpenKeys>>>,
+    /// Keys of an initialisation or a joining in progress: they sign, no request sees them.
+    provisional: RwLock<Option<Arc<OpenKeys>>>,
+    progress: Mutex<shares::Progress>,
+    joining: Mutex<join::Joining>,
+    /// Whom to ask to be let in: the configured ones, or those named by hand.
+    targets: RwLock<Vec<Arc<JoinTarget>>>,
+    challenges: join::Challenges,
+    /// Init, unseal, seal and join, one at a time.
+    lifecycle: tokio::sync::Mutex<()>,
+    opened: watch::Sender<bool>,
+    latched: watch::Sender<Option<String>>,
+    stopping: watch::Sender<bool>,
+    me: Weak<Self>,
+}
+
+impl Node {
+    /// Starts a node: with an identity it replicates at once, sealed; without one it waits to be initialised or
+    /// to join.
+    pub async fn start(settings: NodeSettings) -> Result<Arc<Self>, StartError> {
+        init::undo_interrupted(settings.dir.path())?;
+        let identity = Identity::load(settings.dir.path())?;
+        let joining = join::Joining::new(settings.non_voter).map_err(keystead_raft::replica::StartError::from)?;
+        let targets = settings.retry_join.clone();
+        let node = Arc::new_cyclic(|me| Self {
+            targets: RwLock::new(targets),
+            settings,
+            core: OnceLock::new(),
+            replica: RwLock::default(),
+            keys: RwLock::default(),
+            provisional: RwLock::default(),
+            progress: Mutex::default(),
+            joining: Mutex::new(joining),
+            challenges: join::Challenges::default(),
+            lifecycle: tokio::sync::Mutex::default(),
+            opened: watch::channel(false).0,
+            latched: watch::channel(None).0,
+            stopping: watch::channel(false).0,
+            me: me.clone(),
+        });
+        match identity {
+            Some(identity) => {
+                if identity.node_id != node.settings.node_id {
+                    tracing::warn!(
+                        configured = node.settings.node_id,
+                        joined_as = identity.node_id,
+                        "node_id was changed after this node joined; it keeps its old one until it joins anew"
+                    );
+                }
+                node.start_replica(Arc::new(identity), false, None).await?;
+            }
+            None => node.clone().spawn_challenge_loop(),
+        }
+        Ok(node)
+    }
+
+    /// Gives the node the core that answers what other nodes forward.
+    pub fn attach(&self, core: &Arc<Core>) {
+        // A node has one core for its life.
+        drop(self.core.set(Arc::downgrade(core)));
+        tokio::spawn(sweep(Arc::downgrade(core), self.stopping.subscribe()));
+    }
+
+    /// Watches for a reason to stop serving: damage, divergence, a failed disk.
+    pub fn latched(&self) -> watch::Receiver<Option<String>> {
+        self.latched.subscribe()
+    }
+
+    /// The node will stop: hands leadership over while requests are still answered, so that clients see no
+    /// error, only latency.
+    pub async fn shutdown_started(&self) {
+        self.stopping.send_replace(true);
+        if self.keys.read().is_some()
+            && let Some(replica) = self.replica()
+        {
+            replica.transfer_away(Duration::from_secs(2)).await;
+        }
+    }
+
+    /// Stops the node: flushes, ends, forgets its keys.
+    pub async fn shutdown(&self) {
+        self.stopping.send_replace(true);
+        let Some(replica) = self.replica() else { return };
+        replica.shutdown().await;
+        self.drop_keys();
+    }
+
+    fn replica(&self) -> Option<Arc<Replica>> {
+        self.replica.read().clone()
+    }
+
+    fn arc(&self) -> Arc<Self> {
+        self.me.upgrade().expect("a node's methods run while it is alive")
+    }
+
+    fn core(&self) -> Option<Arc<Core>> {
+        self.core.get().and_then(Weak::upgrade)
+    }
+
+    async fn start_replica(
+        &self,
+        identity: Arc<Identity>,
+        fresh: bool,
+        directory: Option<keystead_raft::Directory>,
+    ) -> Result<Arc<Replica>, StartError> {
+        let listener = self
+            .settings
+            .cluster_listener
+            .try_clone()
+            .map_err(|source| StartError::Io { context: "cluster port".into(), source })?;
+        let config = ReplicaConfig {
+            dir: self.settings.dir.clone(),
+            identity,
+            listener,
+            cluster_addr: self.settings.cluster_addr.clone(),
+            api_addr: self.settings.api_addr.clone(),
+            vault: self.arc(),
+            quorum_reads: self.settings.quorum_reads,
+            fresh,
+            directory,
+        };
+        let replica = Arc::new(Replica::start(config).await?);
+        *self.replica.write() = Some(replica.clone());
+        Ok(replica)
+    }
+
+    /// The seal configuration this node goes by: the replicated one, or what members offered to a joining node.
+    fn seal_configs(&self) -> Result<Vec<SealConfig>, ApiError> {
+        if let Some(replica) = self.replica() {
+            let config = records::seal_config(&*replica.state())
+                .map_err(|e| ApiError::internal("reading the seal configuration", &e))?;
+            if let Some(config) = config {
+                return Ok(vec![config]);
+            }
+        }
+        Ok(self.joining.lock().configs())
+    }
+
+    fn drop_keys(&self) {
+        self.keys.write().take();
+        self.provisional.write().take();
+        self.opened.send_replace(false);
+        self.progress.lock().reset();
+        if let Some(core) = self.core() {
+            core.forget();
+        }
+    }
+
+    fn data_dir(&self) -> PathBuf {
+        self.settings.dir.path().to_path_buf()
+    }
+}
+
+/// Runs the core's background work, soon again while it finds some.
+async fn sweep(core: Weak<Core>, mut stopping: watch::Receiver<bool>) {
+    const IDLE: Duration = Duration::from_secs(5);
+    const BUSY: Duration = Duration::from_millis(20);
+    loop {
+        let wait = match core.upgrade() {
+            None => return,
+            Some(core) => match core.sweep_step().await {
+                Ok(crate::core::Swept::Some) => BUSY,
+                // Not leading, sealed or without a quorum: somebody else sweeps, or nobody can.
+                Ok(crate::core::Swept::Nothing) | Err(_) => IDLE,
+            },
+        };
+        tokio::select! {
+            changed = stopping.changed() => if changed.is_err() || *stopping.borrow() { return },
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The node as the request path sees it.
+
+use std::sync::Arc;
+
+use keystead_raft::{BoxFuture, Replicated};
+use serde_json::{Map, Value};
+
+use super::{Node, join::join_error};
+use crate::core::{
+    error::ApiError,
+    node_ops::{
+        HealthFacts, InitRequest, InitResponse, JoinRequest, KeyStatus, LeaderStatus, NodeOps, RaftServer,
+        SealStatus, UnsealRequest, Unsealed,
+    },
+};
+
+impl Node {
+    fn cluster_names(&self) -> (Option<String>, Option<String>) {
+        match self.unsealed() {
+            None => (None, None),
+            Some(unsealed) => (Some(unsealed.cluster_name.clone()), Some(unsealed.cluster_id.clone())),
+        }
+    }
+
+    fn initialised(&self) -> bool {
+        self.seal_configs().is_ok_and(|configs| !configs.is_empty())
+    }
+}
+
+impl NodeOps for Node {
+    fn unsealed(&self) -> Option<Arc<Unsealed>> {
+        self.keys.read().as_ref().map(|keys| keys.unsealed().clone())
+    }
+
+    fn replica(&self) -> Option<Arc<dyn Replicated>> {
+        Node::replica(self).map(|replica| replica as Arc<dyn Replicated>)
+    }
+
+    fn seal_status(&self) -> SealStatus {
+        let config = self.seal_configs().unwrap_or_default().pop();
+        let seal = config.as_ref().and_then(|config| config.shamir());
+        let (cluster_name, cluster_id) = self.cluster_names();
+        let progress = self.progress.lock();
+        SealStatus {
+            seal_type: "shamir".into(),
+            initialized: config.is_some(),
+            sealed: cluster_id.is_none(),
+            threshold: seal.map_or(0, |seal| u32::from(seal.threshold)),
+            shares: seal.map_or(0, |seal| u32::from(seal.shares)),
+            progress: progress.count(),
+            nonce: progress.nonce(),
+            storage_type: "raft".into(),
+            cluster_name,
+            cluster_id,
+        }
+    }
+
+    fn health(&self) -> HealthFacts {
+        let (cluster_name, cluster_id) = self.cluster_names();
+        let sealed = cluster_id.is_none();
+        let leadership = Node::replica(self).map(|replica| replica.leadership().borrow().clone());
+        let leads = leadership.as_ref().is_some_and(|l| l.is_self);
+        HealthFacts {
+            initialized: self.initialised(),
+            sealed,
+            standby: sealed || !leads,
+            leader_known: leadership.is_some_and(|l| l.leader.is_some()),
+            server_time_s: keystead_raft::clock::wall_ms() / 1000,
+            cluster_name,
+            cluster_id,
+        }
+    }
+
+    fn leader_status(&self) -> LeaderStatus {
+        let Some(replica) = Node::replica(self) else {
+            return LeaderStatus { ha_enabled: true, ..LeaderStatus::default() };
+        };
+        let leadership = replica.leadership().borrow().clone();
+        let leader = leadership.leader;
+        LeaderStatus {
+            ha_enabled: true,
+            is_self: leadership.is_self,
+            active_since_ms: leadership.active_since_ms,
+            leader_address: leader.as_ref().map(|l| l.api_addr.clone()).unwrap_or_default(),
+            leader_cluster_address: leader.map(|l| l.cluster_addr).unwrap_or_default(),
+            committed_index: replica.committed_index(),
+            applied_index: replica.applied_index(),
+        }
+    }
+
+    fn key_status(&self) -> Option<KeyStatus> {
+        let keys = self.keys.read().clone()?;
+        let term = keys.barrier().keyring().barrier_terms().last()?;
+        let counted = keys.barrier().encryptions().into_iter().find(|(number, _)| *number == term.term);
+        Some(KeyStatus {
+            term: term.term,
+            installed_ms: term.installed_ms,
+            encryptions: counted.map_or(0, |(_, count)| count),
+        })
+    }
+
+    fn raft_configuration(&self) -> Result<Vec<RaftServer>, ApiError> {
+        let replica = Node::replica(self).ok_or(ApiError::Sealed)?;
+        Ok(replica
+            .members()
+            .into_iter()
+            .map(|member| RaftServer {
+                node_id: member.node_id,
+                address: member.cluster_addr,
+                leader: member.leader,
+                voter: member.voter,
+            })
+            .collect())
+    }
+
+    fn metrics_text(&self) -> String {
+        crate::server::metrics_text()
+    }
+
+    fn init(&self, request: InitRequest) -> BoxFuture<'_, Result<InitResponse, ApiError>> {
+        // An initialisation that has begun is carried through although the client may go.
+        let node = self.arc();
+        Box::pin(async move {
+            let work = tokio::spawn(async move { node.initialise(request).await });
+            work.await.unwrap_or_else(|e| Err(ApiError::internal("initialisation", &e)))
+        })
+    }
+
+    fn unseal(&self, request: UnsealRequest) -> BoxFuture<'_, Result<SealStatus, ApiError>> {
+        Box::pin(self.take_share(request))
+    }
+
+    fn seal(&self) -> BoxFuture<'_, Result<(), ApiError>> {
+        Box::pin(self.seal_now())
+    }
+
+    fn raft_challenge(&self, _body: Map<String, Value>) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>> {
+        Box::pin(self.issue_challenge())
+    }
+
+    fn raft_answer(&self, body: Map<String, Value>) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>> {
+        Box::pin(self.judge_answer(body))
+    }
+
+    fn raft_join(&self, request: JoinRequest) -> BoxFuture<'_, Result<bool, ApiError>> {
+        Box::pin(self.join_by_hand(request))
+    }
+
+    fn remove_peer(&self, node_id: String) -> BoxFuture<'_, Result<(), ApiError>> {
+        Box::pin(async move {
+            let replica = Node::replica(self).ok_or(ApiError::Sealed)?;
+            if replica.remove(&node_id).await.map_err(join_error)? {
+                tracing::info!(node_id, "a member was removed");
+            }
+            Ok(())
+        })
+    }
+}

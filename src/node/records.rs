@@ -1,0 +1,119 @@
+//! The vault's own records outside every mount: where they are and what they hold.
+
+use keystead_raft::Directory;
+use keystead_storage::{RecordKey, SealedState, StorageError, Version};
+
+use crate::{
+    barrier::{Barrier, MountId, RecordType},
+    core::error::ApiError,
+    seal::{SealConfig, SealConfigError},
+};
+
+const SEAL_CONFIG: &str = "seal-config";
+const KEYRING: &str = "keyring";
+const CLUSTER: &str = "cluster";
+const CLUSTER_FORMAT: u8 = 1;
+/// Type of the record that holds the cluster CA's private key.
+const CLUSTER_CA: RecordType = RecordType(4);
+
+fn clear(name: &str) -> RecordKey {
+    RecordKey::clear(name).expect("the names of our own records are valid")
+}
+
+/// Where the seal configuration is: in the clear, under a MAC, for sealed nodes need it.
+pub fn seal_config_key() -> RecordKey {
+    clear(SEAL_CONFIG)
+}
+
+/// Where the keyring is: sealed under the root key.
+pub fn keyring_key() -> RecordKey {
+    clear(KEYRING)
+}
+
+/// Where the cluster's name is.
+pub fn cluster_key() -> RecordKey {
+    clear(CLUSTER)
+}
+
+/// Where the directory is.
+pub fn directory_key() -> RecordKey {
+    Directory::key()
+}
+
+/// Where the cluster CA's private key is: a sealed record.
+pub fn cluster_ca_key(barrier: &Barrier) -> Result<RecordKey, ApiError> {
+    let path = barrier
+        .seal_path(MountId::VAULT, &["core", "cluster-ca"])
+        .map_err(|e| ApiError::internal("path of the cluster CA", &e))?;
+    RecordKey::parse(path).map_err(|e| ApiError::internal("path of the cluster CA", &e))
+}
+
+/// Seals the cluster CA: its certificate, then its private key, each with its length before it.
+pub fn seal_cluster_ca(barrier: &Barrier, key: &RecordKey, cert_der: &[u8], key_der: &[u8]) -> Vec<u8> {
+    let mut plain = zeroize::Zeroizing::new(Vec::with_capacity(cert_der.len() + key_der.len() + 4));
+    plain.extend_from_slice(&(cert_der.len() as u32).to_be_bytes());
+    plain.extend_from_slice(cert_der);
+    plain.extend_from_slice(key_der);
+    barrier.seal_value(CLUSTER_CA, key.as_bytes(), &plain)
+}
+
+/// Opens the cluster CA.
+pub fn open_cluster_ca(
+    barrier: &Barrier,
+    key: &RecordKey,
+    sealed: &[u8],
+) -> Result<keystead_tls::ClusterCa, ApiError> {
+    let plain = barrier
+        .open_value(CLUSTER_CA, key.as_bytes(), sealed)
+        .map_err(|e| ApiError::internal("opening the cluster CA", &e))?;
+    let (len, rest) =
+        plain.split_first_chunk::<4>().ok_or_else(|| ApiError::internal("cluster CA record", &"short"))?;
+    let len = u32::from_be_bytes(*len) as usize;
+    if len > rest.len() {
+        return Err(ApiError::internal("cluster CA record", &"short"));
+    }
+    let (cert, key) = rest.split_at(len);
+    keystead_tls::ClusterCa::from_parts(cert, key).map_err(|e| ApiError::internal("cluster CA", &e))
+}
+
+/// The bytes of the cluster record: `format[1] name`.
+pub fn encode_cluster(name: &str) -> Vec<u8> {
+    let mut out = vec![CLUSTER_FORMAT];
+    out.extend_from_slice(name.as_bytes());
+    out
+}
+
+/// The cluster's name; empty until the record is there.
+pub fn cluster_name(state: &dyn SealedState) -> String {
+    match state.get(&cluster_key()) {
+        Ok(Some(record)) => match record.value.split_first() {
+            Some((&CLUSTER_FORMAT, name)) => String::from_utf8_lossy(name).into_owned(),
+            _ => String::new(),
+        },
+        _ => String::new(),
+    }
+}
+
+/// Why the seal configuration cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The disk.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// Its bytes.
+    #[error(transparent)]
+    Config(#[from] SealConfigError),
+}
+
+/// The seal configuration as this node has it; `None` until it is there.
+pub fn seal_config(state: &dyn SealedState) -> Result<Option<SealConfig>, ReadError> {
+    match state.get(&seal_config_key())? {
+        None => Ok(None),
+        Some(record) => Ok(Some(SealConfig::decode(&record.value)?)),
+    }
+}
+
+/// The sealed keyring as this node has it, with its version.
+pub fn keyring(state: &dyn SealedState) -> Result<Option<(Version, bytes::Bytes)>, StorageError> {
+    Ok(state.get(&keyring_key())?.map(|record| (record.version, record.value)))
+}

@@ -1,0 +1,157 @@
+//! `sys/unseal` and `sys/seal`: from shares to an open node, and back.
+
+use std::{sync::Arc, time::Duration};
+
+use keystead_raft::Replicated as _;
+
+use super::{ClusterName, Node, OpenKeys, join::JoinFailure, records, shares};
+use crate::{
+    barrier::Keyring,
+    core::{
+        error::ApiError,
+        node_ops::{NodeOps as _, SealStatus, UnsealRequest},
+    },
+    seal::{SealConfig, Share, ShareRejection},
+    secret::RootKey,
+};
+
+/// How long the answer to the last share waits for the node to be open; it goes on opening afterwards.
+const ANSWER_WAIT: Duration = Duration::from_secs(5);
+/// How long the leader is given to take over what a sealing leader had.
+const HAND_OVER: Duration = Duration::from_secs(3);
+const RETRY: Duration = Duration::from_millis(100);
+
+impl Node {
+    /// Takes one share.
+    pub(super) async fn take_share(&self, request: UnsealRequest) -> Result<SealStatus, ApiError> {
+        let _one = self.lifecycle.lock().await;
+        let unsealed = self.keys.read().is_some();
+        if request.reset {
+            if unsealed {
+                return Err(ApiError::invalid("vault is unsealed"));
+            }
+            self.progress.lock().reset();
+            return Ok(self.seal_status());
+        }
+        let key = request.key.ok_or_else(|| {
+            ApiError::invalid("'key' must be specified in request body as JSON, or 'reset' set to true")
+        })?;
+        let configs = self.seal_configs()?;
+        if configs.is_empty() {
+            return Err(ApiError::invalid("Vault is not initialized"));
+        }
+        let share = Share::parse(key.expose()).map_err(|e| ApiError::invalid(shares::text_error(&e)))?;
+        if request.migrate {
+            return Err(ApiError::Internal("can't perform a seal migration, no migration seal found".into()));
+        }
+        if unsealed {
+            return Ok(self.seal_status());
+        }
+        let config = judge(configs, &share)?;
+        let threshold = config.shamir().map_or(1, |seal| seal.threshold);
+        let points = self.progress.lock().add(config.vault_id, config.root_generation, share, threshold);
+        let Some(points) = points else { return Ok(self.seal_status()) };
+        let root = config
+            .unwrap_root(&points)
+            .map_err(|e| ApiError::invalid(format!("unable to retrieve stored keys: invalid key: {e}")))?;
+        self.open_and_wait(config, root).await?;
+        Ok(self.seal_status())
+    }
+
+    /// Opens the node with the root key, in a task that outlives the request, and waits for it a while.
+    async fn open_and_wait(&self, config: SealConfig, root: RootKey) -> Result<(), ApiError> {
+        let opening = tokio::spawn(self.arc().open(config, root));
+        match tokio::time::timeout(ANSWER_WAIT, opening).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(panicked)) => Err(ApiError::internal("opening the node", &panicked)),
+            // It goes on: a joining node may wait for a leader. The status says sealed until then.
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn open(self: Arc<Self>, config: SealConfig, root: RootKey) -> Result<(), ApiError> {
+        if self.replica().is_none() {
+            self.clone().join_with(&config, &root).await.map_err(|failure| match failure {
+                JoinFailure::Refused(text) => ApiError::Internal(format!("failed to join raft cluster: {text}")),
+                JoinFailure::Stopped => ApiError::Internal("this node is shutting down".into()),
+            })?;
+        }
+        let replica = self.replica().ok_or(ApiError::Sealed)?;
+        let mut stopping = self.stopping.subscribe();
+        let (config, sealed, version) = loop {
+            let state = replica.state();
+            let current = records::seal_config(&*state)
+                .map_err(|e| ApiError::internal("reading the seal configuration", &e))?;
+            let keyring =
+                records::keyring(&*state).map_err(|e| ApiError::internal("reading the keyring", &e))?;
+            if let (Some(current), Some((version, sealed))) = (current, keyring) {
+                break (current, sealed, version);
+            }
+            tokio::select! {
+                _ = stopping.wait_for(|stop| *stop) => return Err(ApiError::Sealed),
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        };
+        // A joining node has opened what a member offered; what was replicated since must say the same.
+        config.verify(&root).map_err(|e| ApiError::invalid(e.to_string()))?;
+        let keyring = Keyring::open(&sealed, &root, config.vault_id, config.root_generation)
+            .map_err(|e| ApiError::internal("opening the keyring", &e))?;
+        let cluster = ClusterName {
+            id: shares::uuid_text(&replica.directory().cluster_id),
+            name: records::cluster_name(&*replica.state()),
+        };
+        *self.keys.write() = Some(Arc::new(OpenKeys::new(&config, root, keyring, &cluster)));
+        self.provisional.write().take();
+        // An entry that changed the keyring may have been applied between the read and the write above.
+        if !matches!(records::keyring(&*replica.state()), Ok(Some((now, _))) if now == version) {
+            keystead_raft::VaultSide::applied(&*self, &[records::keyring_key()]);
+        }
+        if let Some(core) = self.core() {
+            core.forget();
+        }
+        replica.verify_directory();
+        self.opened.send_replace(true);
+        metrics::gauge!("vault_core_unsealed").set(1.0);
+        tracing::info!("vault is unsealed");
+        Ok(())
+    }
+
+    /// Seals this node: leadership goes first, then the keys.
+    pub(super) async fn seal_now(&self) -> Result<(), ApiError> {
+        let _one = self.lifecycle.lock().await;
+        let open = self.keys.read().is_some();
+        if !open {
+            self.progress.lock().reset();
+            return Ok(());
+        }
+        let replica = self.replica();
+        if let Some(replica) = &replica
+            && !replica.transfer_away(HAND_OVER).await
+        {
+            tracing::warn!("no unsealed voter is there to lead: the cluster will not serve until one is unsealed");
+        }
+        self.drop_keys();
+        if let Some(replica) = &replica {
+            replica.sealed();
+        }
+        metrics::gauge!("vault_core_unsealed").set(0.0);
+        tracing::info!("vault is sealed");
+        Ok(())
+    }
+}
+
+/// The configuration that a share belongs to. A wrong share is refused here, before it spoils a series.
+fn judge(configs: Vec<SealConfig>, share: &Share) -> Result<SealConfig, ApiError> {
+    let mut first: Option<ShareRejection> = None;
+    for config in configs {
+        match config.check_share(share) {
+            Ok(()) => return Ok(config),
+            Err(rejection) => {
+                first.get_or_insert(rejection);
+            }
+        }
+    }
+    let text = first.map_or_else(|| "Vault is not initialized".into(), |rejection| rejection.to_string());
+    metrics::counter!("keystead_seal_shares_refused").increment(1);
+    Err(ApiError::invalid(text))
+}

@@ -1,0 +1,99 @@
+//! What the node lends to replication: signatures, verdicts, answers.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use keystead_raft::{BoxFuture, Peer, Replicated as _, VaultSide, Verdict};
+use keystead_storage::RecordKey;
+
+use super::{Node, OpenKeys, records};
+use crate::barrier::LogTag;
+
+impl Node {
+    /// The keys that sign: those of an open node, or of an initialisation or joining in progress.
+    fn signing_keys(&self) -> Option<Arc<OpenKeys>> {
+        self.keys.read().clone().or_else(|| self.provisional.read().clone())
+    }
+
+    /// Takes the keyring as it stands after an entry that changed it.
+    fn reload_keyring(&self) {
+        let Some(keys) = self.keys.read().clone() else { return };
+        let Some(replica) = self.replica() else { return };
+        let reloaded = match records::keyring(&*replica.state()) {
+            Ok(Some((_, sealed))) => keys.with_keyring(&sealed).map_err(|e| e.to_string()),
+            Ok(None) => Err("it is missing".into()),
+            Err(error) => Err(error.to_string()),
+        };
+        match reloaded {
+            Ok(keys) => *self.keys.write() = Some(Arc::new(keys)),
+            Err(error) => VaultSide::latched(self, &format!("the keyring cannot be opened after a change: {error}")),
+        }
+    }
+}
+
+impl VaultSide for Node {
+    fn is_open(&self) -> bool {
+        self.keys.read().is_some() || self.provisional.read().is_some()
+    }
+
+    fn log_key_term(&self) -> Option<u32> {
+        self.signing_keys().map(|keys| keys.barrier().term())
+    }
+
+    fn sign_entry(&self, key_term: u32, signed: &[u8]) -> Option<[u8; 32]> {
+        let tag = self.signing_keys()?.log_tag(signed);
+        (tag.term == key_term).then_some(tag.mac)
+    }
+
+    fn verify_entry(&self, key_term: u32, signed: &[u8], tag: &[u8; 32]) -> Verdict {
+        let Some(keys) = self.signing_keys() else { return Verdict::Sealed };
+        match keys.verify_log_tag(signed, &LogTag { term: key_term, mac: *tag }) {
+            Ok(()) => Verdict::Good,
+            Err(_) => Verdict::Bad,
+        }
+    }
+
+    fn peer_mac(&self, parts: &[&[u8]]) -> Option<[u8; 32]> {
+        self.signing_keys().map(|keys| keys.peer_mac(parts))
+    }
+
+    fn directory_mac(&self, bytes: &[u8]) -> Option<[u8; 32]> {
+        self.signing_keys().map(|keys| keys.directory_mac(bytes))
+    }
+
+    fn applied(&self, changed: &[RecordKey]) {
+        if changed.contains(&records::keyring_key()) {
+            self.reload_keyring();
+        }
+        if let Some(core) = self.core() {
+            core.invalidate(changed);
+        }
+    }
+
+    fn replaced(&self) {
+        self.reload_keyring();
+        if let Some(core) = self.core() {
+            core.forget();
+        }
+    }
+
+    fn serve(&self, peer: Peer, request: Bytes) -> BoxFuture<'_, Bytes> {
+        Box::pin(async move {
+            match self.core() {
+                Some(core) => core.handle_forwarded(request, &peer.node_id).await,
+                None => Bytes::new(),
+            }
+        })
+    }
+
+    fn latched(&self, reason: &str) {
+        tracing::error!(reason, "this node stops serving");
+        self.latched.send_if_modified(|latched| {
+            let first = latched.is_none();
+            if first {
+                *latched = Some(reason.to_owned());
+            }
+            first
+        });
+    }
+}

@@ -1,0 +1,117 @@
+//! The server process: configuration to listeners, signals to shutdown.
+
+mod dev;
+mod logging;
+mod start;
+mod stop;
+
+use std::{
+    io::Write as _,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+pub use crate::cli::ServerArgs;
+use crate::{
+    config::{self, LogFormat, LogLevel, ServerConfig},
+    secret,
+};
+
+static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// Every metric of this process in Prometheus' text format; empty before the server has started.
+pub fn metrics_text() -> String {
+    METRICS.get().map(PrometheusHandle::render).unwrap_or_default()
+}
+
+/// Why a server does not start, or how it ended badly. The text is for the operator and names the remedy.
+#[derive(Debug)]
+pub struct Failure(pub String);
+
+impl<E: std::fmt::Display> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Runs a server until it is told to stop, and returns the process's exit code.
+pub fn run(args: ServerArgs) -> i32 {
+    let outcome = runtime().and_then(|runtime| {
+        let outcome = runtime.block_on(async {
+            match (args.dev, args.dev_nodes) {
+                (true, 1) => dev::single(&args).await,
+                (true, _) => dev::cluster(&args).await,
+                (false, _) => configured(&args).await,
+            }
+        });
+        // What still runs has had its time.
+        runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+        outcome
+    });
+    match outcome {
+        Ok(()) => 0,
+        Err(Failure(text)) => {
+            // Whoever reads standard error may have gone; the exit code says the same.
+            drop(writeln!(std::io::stderr(), "{text}"));
+            1
+        }
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    Ok(tokio::runtime::Builder::new_multi_thread().thread_name("api").enable_all().build()?)
+}
+
+/// A server by configuration files.
+async fn configured(args: &ServerArgs) -> Result<(), Failure> {
+    let config = config::load_with_env(&args.config, |name| std::env::var(name).ok())
+        .map_err(|e| Failure(format!("error loading configuration: {e}")))?;
+    prepare_process(args, &config)?;
+    for warning in &config.warnings {
+        tracing::warn!(key = warning.key, "{}", warning.text);
+    }
+    let server = start::Server::start(&config, start::Dev::of_environment()).await?;
+    say(&server.banner(&config));
+    say("==> Keystead server started! Log data will stream in below:\n");
+    let ended = server.run().await;
+    ended
+}
+
+/// What is done once per process: log, metrics, memory.
+fn prepare_process(args: &ServerArgs, config: &ServerConfig) -> Result<(), Failure> {
+    let level = match &args.log_level {
+        Some(text) => LogLevel::parse(text).map_err(Failure)?,
+        None => config.log_level,
+    };
+    let format = match &args.log_format {
+        Some(text) => LogFormat::parse(text).map_err(Failure)?,
+        None => config.log_format,
+    };
+    install_log(level, format, config.log_file.as_deref())?;
+    secret::set_mlock(!config.disable_mlock);
+    if let Err(error) = secret::disable_core_dumps() {
+        tracing::warn!(%error, "core dumps cannot be switched off: a crash may write keys to the disk");
+    }
+    let handle = PrometheusBuilder::new().install_recorder()?;
+    // A second server in one process would be a test's, and shares the first one's metrics.
+    drop(METRICS.set(handle));
+    Ok(())
+}
+
+fn install_log(level: LogLevel, format: LogFormat, file: Option<&Path>) -> Result<(), Failure> {
+    logging::install(level, format, file).map_err(|e| Failure(format!("the log cannot be opened: {e}")))
+}
+
+/// Writes to standard output; a closed pipe is not a reason to stop a server.
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    drop(out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()));
+}
+
+/// The API port's certificates as the listener asks for them.
+fn tls_source(tls: &Arc<keystead_tls::ApiTls>) -> crate::api::TlsSource {
+    let tls = tls.clone();
+    Arc::new(move || tls.server_config())
+}
