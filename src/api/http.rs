@@ -195,8 +195,7 @@ async fn receive(
         return Err(ApiError::BodyTooLarge);
     }
     let received = tokio::time::timeout(BODY_TIMEOUT, collect(&shared.bodies, body));
-    let bytes =
-        received.await.map_err(|_| ApiError::invalid("request body was not received in time"))??;
+    let bytes = received.await.map_err(|_| ApiError::invalid("request body was not received in time"))??;
     if request.operation == Operation::Delete {
         // The fields of a DELETE are in its query; the body was read only to keep the connection usable.
         return Ok(request.data.clone());

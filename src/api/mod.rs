@@ -7,13 +7,7 @@ pub mod envelope;
 mod http;
 pub mod status;
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
 use hyper::{body::Incoming, service::service_fn};
@@ -101,8 +95,7 @@ pub async fn serve(
         }
     }
     drop(listener);
-    let drained =
-        timeout(DRAIN_TIMEOUT, async { while connections.join_next().await.is_some() {} }).await;
+    let drained = timeout(DRAIN_TIMEOUT, async { while connections.join_next().await.is_some() {} }).await;
     Ok(match drained {
         Ok(()) => Drained::Completely,
         Err(_) => Drained::Cut(connections.len()),

@@ -35,8 +35,7 @@ pub fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, ApiError> {
     if *version != VERSION {
         return Err(damaged("unknown format version"));
     }
-    let (record, used) =
-        bincode::decode_from_slice(body, CONFIG).map_err(|_| damaged("does not decode"))?;
+    let (record, used) = bincode::decode_from_slice(body, CONFIG).map_err(|_| damaged("does not decode"))?;
     if used != body.len() {
         return Err(damaged("trailing bytes"));
     }

@@ -60,9 +60,9 @@ impl Core {
                     match replica.forward(frame, self.settings.forward_deadline).await {
                         Ok(reply) => decode_reply(&reply)?,
                         Err(ForwardError::Lost(_)) => Led::Unknown,
-                        Err(
-                            ForwardError::NoLeader | ForwardError::NotSent(_) | ForwardError::Refused(_),
-                        ) => Led::NotLeader,
+                        Err(ForwardError::NoLeader | ForwardError::NotSent(_) | ForwardError::Refused(_)) => {
+                            Led::NotLeader
+                        }
                     }
                 }
                 None => Led::NotLeader,

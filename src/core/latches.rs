@@ -4,11 +4,7 @@
 //! its proposal makes that one conflict and run again. Held from the read to the apply, a latch lets a counter
 //! that a hundred clients raise go up a hundred times without a single conflict.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    sync::Arc,
-};
+use std::{collections::HashMap, hash::Hash, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;

@@ -129,7 +129,9 @@ impl Core {
             return error.into();
         }
         let result = match route.handler {
-            Handler::RaftChallenge => self.node().raft_challenge(request.data.clone()).await.map(Answer::data),
+            Handler::RaftChallenge => {
+                self.node().raft_challenge(request.data.clone()).await.map(Answer::data)
+            }
             Handler::RaftAnswer => self.node().raft_answer(request.data.clone()).await.map(Answer::data),
             _ => match super::fields::Fields(&request.data).text_or_empty("server_id") {
                 Ok(id) if id.is_empty() => Err(ApiError::invalid("no server id provided")),
@@ -148,9 +150,7 @@ impl Core {
         replica: &dyn Replicated,
     ) -> Result<Option<LatchKey>, ApiError> {
         match route.handler {
-            Handler::Mount => {
-                Ok(Some(LatchKey { mount: MountId::VAULT, key: MountTable::LATCH.to_owned() }))
-            }
+            Handler::Mount => Ok(Some(LatchKey { mount: MountId::VAULT, key: MountTable::LATCH.to_owned() })),
             Handler::Engine => {
                 let mut txn = Transaction::new(Arc::clone(&unsealed.barrier), replica.state(), 0);
                 let table = self.mounts().table(&unsealed.barrier, &mut txn)?;
@@ -196,7 +196,9 @@ fn concluded(
         }
         Ok(ProposeOutcome::Conflict { .. }) => return Ok(None),
         Err(ProposeError::NotLeader | ProposeError::Sealed) => Led::NotLeader,
-        Err(ProposeError::Overloaded) => ApiError::Busy("too many writes in flight; try again".to_owned()).into(),
+        Err(ProposeError::Overloaded) => {
+            ApiError::Busy("too many writes in flight; try again".to_owned()).into()
+        }
         Err(error @ ProposeError::TooLarge { .. }) => {
             ApiError::TooLarge(format!("put failed due to value being too large: {error}")).into()
         }

@@ -28,7 +28,7 @@ pub mod token;
 pub mod txn;
 
 #[cfg(test)]
-mod test_replica;
+pub(crate) mod test_replica;
 #[cfg(test)]
 mod tests;
 
@@ -127,8 +127,13 @@ impl Core {
             "outcome" => if result.is_ok() { "ok" } else { "error" })
         .increment(1);
         // The path is a name, so the event carries the route's pattern instead.
-        tracing::debug!(operation = operation.name(), route = route.pattern, ok = result.is_ok(),
-            elapsed_us = elapsed.as_micros(), "request");
+        tracing::debug!(
+            operation = operation.name(),
+            route = route.pattern,
+            ok = result.is_ok(),
+            elapsed_us = elapsed.as_micros(),
+            "request"
+        );
         Response { id, result }
     }
 
@@ -159,7 +164,6 @@ impl Core {
     }
 
     async fn dispatch(self: &Arc<Self>, request: Request, route: &Route) -> Result<Answer, ApiError> {
-        let authenticated = route.access != router::Access::None;
         if route.raw {
             if route.handler == Handler::Seal && self.node.unsealed().is_none() {
                 // Sealing what is sealed needs nobody's leave; it changes nothing.
@@ -177,9 +181,6 @@ impl Core {
         }
         if request.namespace.as_deref().is_some_and(|name| !matches!(name.trim_matches('/'), "" | "root")) {
             return Err(ApiError::NoNamespace);
-        }
-        if request.operation == Operation::Help {
-            return Err(ApiError::UnsupportedOperation { authenticated });
         }
         match route.place {
             Place::Local | Place::Linearizable => {
@@ -212,11 +213,8 @@ impl Core {
                     continue;
                 }
             };
-            let mut txn = Transaction::new(
-                Arc::clone(&unsealed.barrier),
-                replica.state(),
-                barrier.cluster_time_ms,
-            );
+            let mut txn =
+                Transaction::new(Arc::clone(&unsealed.barrier), replica.state(), barrier.cluster_time_ms);
             let result = blocking_if(request.operation == Operation::List, || {
                 self.run(request, route, &unsealed, &mut txn)
             });

@@ -442,7 +442,8 @@ mod tests {
 
     #[test]
     fn lease_times_are_taken_in_every_spelling() {
-        let body = r#"{"type":"kv","config":{"default_lease_ttl":"0s","max_lease_ttl":"1h0m0s","options":null}}"#;
+        let body =
+            r#"{"type":"kv","config":{"default_lease_ttl":"0s","max_lease_ttl":"1h0m0s","options":null}}"#;
         let entry = entry("x/", body).unwrap();
         assert_eq!((entry.default_lease_ttl_s, entry.max_lease_ttl_s), (0, 3_600));
     }

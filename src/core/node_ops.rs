@@ -204,10 +204,8 @@ pub trait NodeOps: Send + Sync + 'static {
     /// is sealed already.
     fn seal(&self) -> BoxFuture<'_, Result<(), ApiError>>;
     /// `sys/storage/raft/bootstrap/challenge`, on the leader; the answer is the envelope's `data`.
-    fn raft_challenge(
-        &self,
-        body: Map<String, Value>,
-    ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>>;
+    fn raft_challenge(&self, body: Map<String, Value>)
+    -> BoxFuture<'_, Result<Map<String, Value>, ApiError>>;
     /// `sys/storage/raft/bootstrap/answer`, on the leader; the answer is the envelope's `data`.
     fn raft_answer(&self, body: Map<String, Value>) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>>;
     /// Joins this node to a cluster. True when it has joined (or was a member already), false when it goes on

@@ -137,7 +137,8 @@ impl Request {
     /// Reads what [`Request::encode`] wrote, with every check that a client's request passes.
     pub fn decode(bytes: &[u8]) -> Result<Self, ApiError> {
         let wire: Wire = codec::decode(bytes)?;
-        let path = RequestPath::from_decoded(wire.path).map_err(|error| ApiError::invalid(error.to_string()))?;
+        let path =
+            RequestPath::from_decoded(wire.path).map_err(|error| ApiError::invalid(error.to_string()))?;
         Ok(Self {
             id: RequestId(wire.id),
             operation: wire.operation,

@@ -246,8 +246,7 @@ mod tests {
 
     #[test]
     fn bytes_of_another_version_are_refused() {
-        let mut bytes =
-            Response { id: RequestId([0; 16]), result: Ok(Answer::NoContent) }.encode().unwrap();
+        let mut bytes = Response { id: RequestId([0; 16]), result: Ok(Answer::NoContent) }.encode().unwrap();
         bytes[0] = 2;
         assert!(Response::decode(&bytes).is_err());
     }

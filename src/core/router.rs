@@ -132,20 +132,8 @@ pub const ROUTES: &[Route] = &[
         Access::None,
         Place::Leader,
     ),
-    logical(
-        "sys/storage/raft/bootstrap/answer",
-        &[Update],
-        Handler::RaftAnswer,
-        Access::None,
-        Place::Leader,
-    ),
-    logical(
-        "sys/storage/raft/remove-peer",
-        &[Update],
-        Handler::RemovePeer,
-        Access::Root,
-        Place::Leader,
-    ),
+    logical("sys/storage/raft/bootstrap/answer", &[Update], Handler::RaftAnswer, Access::None, Place::Leader),
+    logical("sys/storage/raft/remove-peer", &[Update], Handler::RemovePeer, Access::Root, Place::Leader),
     logical(
         "sys/storage/raft/configuration",
         &[Read],
@@ -158,20 +146,8 @@ pub const ROUTES: &[Route] = &[
     logical("sys/mounts", &[Read], Handler::Mounts, Access::Token, Place::Linearizable),
     logical("sys/mounts/*", &[Read], Handler::Mount, Access::Token, Place::Linearizable),
     logical("sys/mounts/*", &[Update, Delete], Handler::Mount, Access::Token, Place::Leader),
-    logical(
-        "sys/internal/ui/mounts",
-        &[Read],
-        Handler::VisibleMounts,
-        Access::Optional,
-        Place::Linearizable,
-    ),
-    logical(
-        "sys/internal/ui/mounts/*",
-        &[Read],
-        Handler::VisibleMount,
-        Access::Token,
-        Place::Linearizable,
-    ),
+    logical("sys/internal/ui/mounts", &[Read], Handler::VisibleMounts, Access::Optional, Place::Linearizable),
+    logical("sys/internal/ui/mounts/*", &[Read], Handler::VisibleMount, Access::Token, Place::Linearizable),
     logical("auth/token/lookup-self", &[Read], Handler::LookupSelf, Access::Token, Place::Linearizable),
     logical("auth/token/lookup", &[Read, Update], Handler::Lookup, Access::Token, Place::Linearizable),
 ];
@@ -203,7 +179,8 @@ pub fn find(path: &RequestPath, operation: Operation) -> Route {
     if let Some(route) = known {
         return Route { handler: Handler::Unsupported, place: Place::Linearizable, ..*route };
     }
-    let owned = |area: &str| path == area || path.strip_prefix(area).is_some_and(|rest| rest.starts_with('/'));
+    let owned =
+        |area: &str| path == area || path.strip_prefix(area).is_some_and(|rest| rest.starts_with('/'));
     if owned("sys") || owned("auth") {
         return UNKNOWN;
     }

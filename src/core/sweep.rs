@@ -90,8 +90,7 @@ fn some_records(state: &dyn SealedState, mount: MountId) -> Result<Vec<RecordKey
     let mut folders = vec![FolderKey::root(mount.0)];
     let invalid = |error| ApiError::internal("walking a removed mount", &error);
     while let Some(folder) = folders.pop() {
-        let children =
-            state.children(&folder, None, BATCH).map_err(|error| storage_error(&error))?;
+        let children = state.children(&folder, None, BATCH).map_err(|error| storage_error(&error))?;
         for Child { segment, folder: is_folder } in children {
             if is_folder {
                 folders.push(folder.folder(&segment).map_err(invalid)?);

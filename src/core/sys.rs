@@ -147,10 +147,7 @@ impl Core {
                 })
             })
             .collect();
-        Ok(Answer::data(Map::from_iter([(
-            "config".to_owned(),
-            json!({ "index": 0, "servers": servers }),
-        )])))
+        Ok(Answer::data(Map::from_iter([("config".to_owned(), json!({ "index": 0, "servers": servers }))])))
     }
 
     fn metrics(&self, query: &Fields<'_>) -> Result<Answer, ApiError> {

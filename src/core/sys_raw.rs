@@ -114,8 +114,7 @@ impl Core {
             raft_applied_index: u64,
         }
         let status = self.node().leader_status();
-        let active_time =
-            if status.is_self { rfc3339(status.active_since_ms) } else { ZERO_TIME.to_owned() };
+        let active_time = if status.is_self { rfc3339(status.active_since_ms) } else { ZERO_TIME.to_owned() };
         Ok(raw(&Body {
             ha_enabled: status.ha_enabled,
             is_self: status.is_self,

@@ -1,0 +1,627 @@
+//! The vault as a whole, over a real state and without a network.
+
+use std::{sync::Arc, time::Duration};
+
+use keystead_storage::{RequestId, Txn};
+use serde_json::Value;
+
+use super::{
+    Core, Swept,
+    error::ApiError,
+    leader::Led,
+    mounts::MountTable,
+    node_ops::NodeOps,
+    request::{Operation, fresh_id},
+    response::{Answer, HealthState},
+    router::{self, Place},
+    test_replica::{Fault, ROOT, TestNode, cluster, leader, request},
+    txn::{Transaction, kind, seal_record},
+};
+use crate::barrier::MountId;
+
+fn missing(answer: Result<Answer, ApiError>) -> Value {
+    match answer {
+        Ok(Answer::Missing(logical)) => Value::Object(logical.data.unwrap_or_default()),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn kv1(node: &TestNode) {
+    assert_eq!(node.write("sys/mounts/kv1", r#"{"type":"kv"}"#).await, Ok(Answer::NoContent));
+}
+
+#[tokio::test]
+async fn kv1_stores_lists_and_deletes() {
+    let node = leader();
+    kv1(&node).await;
+    assert_eq!(node.write("kv1/app/db", r#"{"password":"s3cr3t","n":2.50}"#).await, Ok(Answer::NoContent));
+    node.write("kv1/app", r#"{"a":1}"#).await.unwrap();
+    match node.read("kv1/app/db").await {
+        Ok(Answer::Logical(logical)) => {
+            assert_eq!(logical.lease_duration_s, 2_764_800);
+            let data = Value::Object(logical.data.unwrap());
+            assert_eq!(data.to_string(), r#"{"n":2.50,"password":"s3cr3t"}"#);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(node.list("kv1").await.unwrap(), ["app", "app/"]);
+    assert_eq!(node.list("kv1/app").await.unwrap(), ["db"]);
+    assert_eq!(node.write("kv1/x", "{}").await, Err(ApiError::invalid("missing data fields")));
+    assert!(matches!(node.write("kv1/x/", r#"{"a":1}"#).await, Err(ApiError::Invalid(_))));
+    for _ in 0..2 {
+        assert_eq!(node.call(Operation::Delete, "kv1/app/db", "{}").await, Ok(Answer::NoContent));
+    }
+    assert_eq!(node.read("kv1/app/db").await, Err(ApiError::NotFound));
+    assert_eq!(node.list("kv1/app").await, Err(ApiError::NotFound));
+    assert_eq!(node.list("kv1").await.unwrap(), ["app"]);
+}
+
+#[tokio::test]
+async fn a_secrets_own_ttl_is_its_lease() {
+    let node = leader();
+    kv1(&node).await;
+    node.write("kv1/a", r#"{"ttl":"30m"}"#).await.unwrap();
+    let Ok(Answer::Logical(logical)) = node.read("kv1/a").await else { panic!() };
+    assert_eq!(logical.lease_duration_s, 1_800);
+}
+
+#[tokio::test]
+async fn kv2_keeps_versions_and_forgets_the_oldest() {
+    let node = leader();
+    for n in 1..=12 {
+        let written = node.write("secret/data/a", &format!(r#"{{"data":{{"n":{n}}}}}"#)).await;
+        let Ok(Answer::Logical(logical)) = written else { panic!("{written:?}") };
+        assert_eq!(logical.data.unwrap()["version"].to_string(), n.to_string());
+    }
+    assert_eq!(node.data("secret/data/a").await["data"]["n"].to_string(), "12");
+    let old = node.call(Operation::Read, "secret/data/a", r#"{"version":"3"}"#).await.unwrap();
+    let Answer::Logical(old) = old else { panic!() };
+    assert_eq!(old.data.unwrap()["data"]["n"].to_string(), "3");
+    let gone = node.call(Operation::Read, "secret/data/a", r#"{"version":"2"}"#).await;
+    assert_eq!(gone, Err(ApiError::NotFound));
+    let meta = node.data("secret/metadata/a").await;
+    assert_eq!(meta["oldest_version"].to_string(), "3");
+    assert_eq!(meta["current_version"].to_string(), "12");
+    assert_eq!(meta["versions"].as_object().unwrap().len(), 10);
+    assert_eq!(meta["delete_version_after"], "0s");
+    assert_eq!(meta["custom_metadata"], Value::Null);
+}
+
+#[tokio::test]
+async fn kv2_checks_and_sets() {
+    let node = leader();
+    let put = |cas: &str| {
+        let body = format!(r#"{{"data":{{"x":1}},"options":{{"cas":{cas}}}}}"#);
+        let node = &node;
+        async move { node.write("secret/data/c", &body).await }
+    };
+    let mismatch = Err(ApiError::invalid("check-and-set parameter did not match the current version"));
+    assert_eq!(put("1").await, mismatch);
+    assert!(put("0").await.is_ok());
+    assert_eq!(put("0").await, mismatch);
+    assert!(put("\"1\"").await.is_ok());
+    assert_eq!(put("1.5").await, Err(ApiError::invalid("error parsing check-and-set parameter")));
+    assert_eq!(put("-1").await, mismatch);
+    node.write("secret/metadata/c", r#"{"cas_required":true}"#).await.unwrap();
+    assert_eq!(
+        node.write("secret/data/c", r#"{"data":{}}"#).await,
+        Err(ApiError::invalid("check-and-set parameter required for this call"))
+    );
+    assert!(put("2").await.is_ok());
+    assert_eq!(node.write("secret/data/c", "{}").await, Err(ApiError::invalid("no data provided")));
+}
+
+#[tokio::test]
+async fn kv2_deletes_undeletes_and_destroys() {
+    let node = leader();
+    for n in 1..=3 {
+        node.write("secret/data/d", &format!(r#"{{"data":{{"n":{n}}}}}"#)).await.unwrap();
+    }
+    node.call(Operation::Delete, "secret/data/d", "{}").await.unwrap();
+    let gone = missing(node.read("secret/data/d").await);
+    assert_eq!(gone["data"], Value::Null);
+    assert_ne!(gone["metadata"]["deletion_time"], "");
+    node.write("secret/undelete/d", r#"{"versions":["3"]}"#).await.unwrap();
+    assert_eq!(node.data("secret/data/d").await["data"]["n"].to_string(), "3");
+    node.write("secret/delete/d", r#"{"versions":"1,2"}"#).await.unwrap();
+    node.write("secret/destroy/d", r#"{"versions":[2]}"#).await.unwrap();
+    node.write("secret/undelete/d", r#"{"versions":[1,2]}"#).await.unwrap();
+    let versions = node.data("secret/metadata/d").await["versions"].clone();
+    assert_eq!(versions["1"]["deletion_time"], "");
+    assert_eq!(versions["2"]["destroyed"], true);
+    let destroyed = node.call(Operation::Read, "secret/data/d", r#"{"version":2}"#).await;
+    assert_eq!(missing(destroyed)["metadata"]["destroyed"], true);
+    for path in ["secret/destroy/d", "secret/delete/d"] {
+        assert!(matches!(node.write(path, r#"{"versions":[]}"#).await, Err(ApiError::Invalid(_))));
+    }
+    assert_eq!(node.write("secret/undelete/no", r#"{"versions":[1]}"#).await, Ok(Answer::NoContent));
+    node.call(Operation::Delete, "secret/metadata/d", "{}").await.unwrap();
+    assert_eq!(node.read("secret/data/d").await, Err(ApiError::NotFound));
+    assert_eq!(node.read("secret/metadata/d").await, Err(ApiError::NotFound));
+    node.write("secret/data/d", r#"{"data":{"n":9},"options":{"cas":0}}"#).await.unwrap();
+    assert_eq!(node.data("secret/data/d").await["metadata"]["version"].to_string(), "1");
+}
+
+#[tokio::test]
+async fn kv2_versions_expire_by_cluster_time() {
+    let node = leader();
+    node.write("secret/config", r#"{"delete_version_after":"1h"}"#).await.unwrap();
+    assert_eq!(node.data("secret/config").await["delete_version_after"], "1h0m0s");
+    node.write("secret/data/e", r#"{"data":{"n":1}}"#).await.unwrap();
+    node.replica.shared.advance(Duration::from_secs(3_590));
+    assert!(matches!(node.read("secret/data/e").await, Ok(Answer::Logical(_))));
+    node.replica.shared.advance(Duration::from_secs(20));
+    missing(node.read("secret/data/e").await);
+}
+
+#[tokio::test]
+async fn kv2_patches_and_shows_subkeys() {
+    let node = leader();
+    let patch = |data: &'static str| node.call(Operation::Patch, "secret/data/p", data);
+    assert_eq!(patch(r#"{"data":{"a":1}}"#).await, Err(ApiError::NotFound));
+    node.write("secret/data/p", r#"{"data":{"a":1,"b":{"c":2}}}"#).await.unwrap();
+    patch(r#"{"data":{"a":null,"b":{"d":3}}}"#).await.unwrap();
+    assert_eq!(node.data("secret/data/p").await["data"].to_string(), r#"{"b":{"c":2,"d":3}}"#);
+    assert_eq!(node.data("secret/subkeys/p").await["subkeys"].to_string(), r#"{"b":{"c":null,"d":null}}"#);
+}
+
+#[tokio::test]
+async fn kv2_lists_folders_and_tells_v1_clients_where_to_go() {
+    let node = leader();
+    for path in ["a", "a/b", "a-b", "z/1", "z/2"] {
+        node.write(&format!("secret/data/{path}"), r#"{"data":{}}"#).await.unwrap();
+    }
+    assert_eq!(node.list("secret/metadata").await.unwrap(), ["a", "a-b", "a/", "z/"]);
+    assert_eq!(node.list("secret/metadata/z").await.unwrap(), ["1", "2"]);
+    assert_eq!(node.list("secret/metadata/none").await, Err(ApiError::NotFound));
+    assert_eq!(node.read("secret/data/").await, Err(ApiError::NotFound));
+    for path in ["secret/foo", "secret", "secret/"] {
+        let Ok(Answer::Missing(logical)) = node.read(path).await else { panic!("{path}") };
+        assert!(logical.warnings[0].starts_with("Invalid path for a versioned"));
+    }
+}
+
+#[tokio::test]
+async fn a_long_history_is_unlinked_at_once_and_swept_later() {
+    let node = leader();
+    node.write("secret/metadata/h", r#"{"max_versions":300}"#).await.unwrap();
+    for _ in 0..250 {
+        node.write("secret/data/h", r#"{"data":{"x":1}}"#).await.unwrap();
+    }
+    node.call(Operation::Delete, "secret/metadata/h", "{}").await.unwrap();
+    assert_eq!(node.read("secret/data/h").await, Err(ApiError::NotFound));
+    assert_eq!(sweep_all(&node).await, 2);
+    node.call(Operation::Delete, "sys/mounts/secret", "{}").await.unwrap();
+    // Nothing but the table's own tidying is left of a mount whose versions were swept.
+    assert_eq!(sweep_all(&node).await, 1);
+}
+
+async fn sweep_all(node: &TestNode) -> usize {
+    let mut steps = 0;
+    while node.core.sweep_step().await.unwrap() == Swept::Some {
+        steps += 1;
+        assert!(steps < 100, "the sweep ends");
+    }
+    steps
+}
+
+#[tokio::test]
+async fn a_disabled_mount_is_gone_at_once_and_its_successor_is_empty() {
+    let node = leader();
+    kv1(&node).await;
+    for n in 0..250 {
+        node.write(&format!("kv1/deep/{n}/x"), r#"{"a":1}"#).await.unwrap();
+    }
+    node.call(Operation::Delete, "sys/mounts/kv1", "{}").await.unwrap();
+    assert_eq!(node.read("kv1/deep/1/x").await, Err(ApiError::NoRoute("kv1/deep/1/x".to_owned())));
+    kv1(&node).await;
+    assert_eq!(node.read("kv1/deep/1/x").await, Err(ApiError::NotFound));
+    assert!(sweep_all(&node).await >= 3, "250 records and the table");
+    assert_eq!(node.core.sweep_step().await, Ok(Swept::Nothing));
+}
+
+#[tokio::test]
+async fn mounts_are_listed_read_and_refused_as_vault_does() {
+    let node = leader();
+    let mounts = node.data("sys/mounts").await;
+    let names: Vec<&str> = mounts.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(names, ["cubbyhole/", "identity/", "secret/", "sys/"]);
+    assert_eq!(mounts["secret/"]["options"]["version"], "2");
+    assert_eq!(
+        node.read("sys/mounts/nosuch").await,
+        Err(ApiError::invalid("No secret engine mount at nosuch/"))
+    );
+    assert_eq!(
+        node.write("sys/mounts/secret/x", r#"{"type":"kv"}"#).await,
+        Err(ApiError::invalid("path is already in use at secret/"))
+    );
+    assert_eq!(
+        node.write("sys/mounts/t", r#"{"type":"transit"}"#).await,
+        Err(ApiError::invalid("plugin not found in the catalog: transit"))
+    );
+    assert_eq!(node.call(Operation::Delete, "sys/mounts/nosuch", "{}").await, Ok(Answer::NoContent));
+    let one = node.data("sys/internal/ui/mounts/secret/app/db").await;
+    assert_eq!((&one["path"], &one["options"]["version"]), (&"secret/".into(), &"2".into()));
+    assert!(matches!(node.read("sys/internal/ui/mounts/nosuch").await, Err(ApiError::Forbidden(_))));
+}
+
+#[tokio::test]
+async fn no_route_but_the_open_ones_answers_without_a_token() {
+    let node = leader();
+    for route in router::ROUTES.iter().chain(&router::MOUNTED) {
+        for operation in route.operations {
+            if matches!(route.access, router::Access::None | router::Access::Optional) {
+                continue;
+            }
+            for token in [None, Some("hvs.wrong"), Some("a\u{0}b"), Some("")] {
+                let mut request = request(*operation, &route.pattern.replace('*', "x/y"), "{}");
+                request.token = token.map(|token| crate::secret::SecretString::new(token.to_owned()));
+                let result = node.core.handle(request).await.result;
+                assert_eq!(result, Err(ApiError::BadToken), "{} {operation:?}", route.pattern);
+            }
+        }
+    }
+    assert!(node.node.unsealed().is_some(), "an unauthenticated seal was refused");
+}
+
+#[tokio::test]
+async fn every_route_answers_on_leader_standby_and_sealed_node() {
+    let (leader, standby) = cluster();
+    for route in router::ROUTES.iter().chain(&router::MOUNTED) {
+        for operation in route.operations {
+            if route.pattern == "sys/seal" {
+                continue;
+            }
+            let path = route.pattern.replace('*', "nosuch/x");
+            let there = leader.call(*operation, &path, "{}").await;
+            let here = standby.call(*operation, &path, "{}").await;
+            if !route.raw {
+                assert_eq!(here, there, "{path} {operation:?}");
+            }
+            assert_ne!(there, Err(ApiError::NoLeader), "{path} {operation:?}");
+        }
+    }
+    *standby.node.unsealed.lock() = None;
+    for route in router::ROUTES.iter().chain(&router::MOUNTED) {
+        for operation in route.operations {
+            let path = route.pattern.replace('*', "nosuch/x");
+            let sealed = standby.call(*operation, &path, "{}").await;
+            let open = route.raw && route.pattern != "sys/leader";
+            assert_eq!(sealed == Err(ApiError::Sealed), !open, "{path} {operation:?}: {sealed:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn sealing_needs_a_token_unless_it_is_sealed_already() {
+    let node = leader();
+    let mut anonymous = request(Operation::Update, "sys/seal", "{}");
+    anonymous.token = None;
+    assert_eq!(node.core.handle(anonymous).await.result, Err(ApiError::BadToken));
+    assert_eq!(node.write("sys/seal", "{}").await, Ok(Answer::NoContent));
+    assert!(node.node.unsealed().is_none());
+    let mut anonymous = request(Operation::Update, "sys/seal", "{}");
+    anonymous.token = None;
+    assert_eq!(node.core.handle(anonymous).await.result, Ok(Answer::NoContent));
+}
+
+#[tokio::test]
+async fn health_tells_the_state_and_obeys_its_parameters() {
+    let (leader, standby) = cluster();
+    let health =
+        async |node: &TestNode, query: &str| match node.call(Operation::Read, "sys/health", query).await {
+            Ok(Answer::Health { state, code, body }) => (state, code, body),
+            other => panic!("{other:?}"),
+        };
+    assert_eq!(health(&leader, "{}").await.0, HealthState::Active);
+    let (state, _, body) = health(&standby, "{}").await;
+    assert_eq!(state, HealthState::Standby);
+    assert!(body.starts_with(r#"{"initialized":true,"sealed":false,"standby":true,"#), "{body}");
+    for flag in ["", "true", "1"] {
+        let query = format!(r#"{{"standbyok":"{flag}"}}"#);
+        assert_eq!(health(&standby, &query).await.0, HealthState::Active, "{flag:?}");
+    }
+    assert_eq!(health(&standby, r#"{"standbyok":"false"}"#).await.0, HealthState::Standby);
+    assert_eq!(health(&standby, r#"{"standbycode":"299","activecode":"298"}"#).await.1, Some(299));
+    for query in [
+        r#"{"standbyok":"maybe"}"#,
+        r#"{"activecode":"x"}"#,
+        r#"{"sealedcode":""}"#,
+        r#"{"uninitcode":"99"}"#,
+    ] {
+        assert_eq!(
+            leader.call(Operation::Read, "sys/health", query).await,
+            Err(ApiError::Malformed),
+            "{query}"
+        );
+    }
+    *standby.node.unsealed.lock() = None;
+    let (state, _, body) = health(&standby, "{}").await;
+    assert_eq!(state, HealthState::Sealed);
+    assert!(body.contains(r#""standby":true"#) && body.contains(r#""replication_dr_mode":"unknown""#));
+    *standby.node.initialized.lock() = false;
+    assert_eq!(health(&standby, "{}").await.0, HealthState::Uninitialized);
+}
+
+#[tokio::test]
+async fn a_standby_serves_reads_and_forwards_writes() {
+    let (leader, standby) = cluster();
+    standby.write("secret/data/f", r#"{"data":{"n":1}}"#).await.unwrap();
+    assert_eq!(standby.replica.proposals.lock().len(), 0);
+    assert_eq!(leader.replica.proposals.lock().len(), 1);
+    assert_eq!(standby.data("secret/data/f").await["data"]["n"].to_string(), "1");
+    let mut moved = request(Operation::Update, "secret/data/f", r#"{"data":{}}"#);
+    moved.no_forward = true;
+    moved.location = "/v1/secret/data/f?a=%2F".to_owned();
+    assert_eq!(
+        standby.core.handle(moved).await.result,
+        Ok(Answer::Redirect { location: "https://leader:8200/v1/secret/data/f?a=%2F".to_owned() })
+    );
+    let mut served = request(Operation::Read, "secret/data/f", "{}");
+    served.no_forward = true;
+    assert!(matches!(standby.core.handle(served).await.result, Ok(Answer::Logical(_))));
+}
+
+#[tokio::test]
+async fn a_write_whose_answer_was_lost_happens_once_and_is_answered_truly() {
+    let (leader, standby) = cluster();
+    let body = r#"{"data":{"n":1},"options":{"cas":0}}"#;
+    // The forward is lost after the leader executed it: asked again, the leader remembers its answer. Run
+    // twice, the check-and-set would have failed.
+    standby.replica.forward_faults.lock().push_back(Fault::LandedUnknown);
+    let answered = standby.write("secret/data/once", body).await;
+    let Ok(Answer::Logical(logical)) = answered else { panic!("{answered:?}") };
+    assert_eq!(logical.data.unwrap()["version"].to_string(), "1");
+    // The same on the leader itself: it landed, and leadership was lost before anybody knew.
+    leader.replica.propose_faults.lock().push_back(Fault::LandedUnknown);
+    assert!(leader.write("secret/data/twice", body).await.is_ok());
+    // It did not land: then it is executed by the next attempt.
+    leader.replica.propose_faults.lock().push_back(Fault::LostUnknown);
+    assert!(leader.write("secret/data/thrice", body).await.is_ok());
+    for path in ["once", "twice", "thrice"] {
+        let meta = leader.data(&format!("secret/metadata/{path}")).await;
+        assert_eq!(meta["current_version"].to_string(), "1", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_same_id_is_executed_once() {
+    let node = leader();
+    let id = fresh_id();
+    let send = || {
+        let mut request = request(Operation::Update, "secret/data/dup", r#"{"data":{"n":1}}"#);
+        request.id = id;
+        node.core.handle(request)
+    };
+    let (first, second) = tokio::join!(send(), send());
+    assert_eq!(first, second);
+    assert_eq!(first, send().await);
+    let meta = node.data("secret/metadata/dup").await;
+    assert_eq!(meta["current_version"].to_string(), "1");
+}
+
+#[tokio::test]
+async fn an_outcome_that_nobody_knows_is_a_conflict_and_never_repeated() {
+    let (leader, standby) = cluster();
+    standby.replica.forward_faults.lock().push_back(Fault::LandedUnknown);
+    *leader.node.unsealed.lock() = None;
+    // The leader is sealed, so nothing landed and it says so; then the connection is lost, and stays lost.
+    for _ in 0..200 {
+        standby.replica.forward_faults.lock().push_back(Fault::LostUnknown);
+    }
+    let started = std::time::Instant::now();
+    let result = standby.write("secret/data/lost", r#"{"data":{}}"#).await;
+    assert_eq!(result, Err(ApiError::OutcomeUnknown));
+    assert!(started.elapsed() >= Duration::from_millis(400), "it was asked for, not given up at once");
+}
+
+#[tokio::test]
+async fn a_retry_from_before_the_window_is_unknown() {
+    let node = leader();
+    let retry = || {
+        let mut again = request(Operation::Update, "secret/data/w", r#"{"data":{}}"#);
+        again.retry = true;
+        let route = router::find(&again.path, again.operation);
+        let core = Arc::clone(&node.core);
+        async move { core.lead(Arc::new(again), &route).await }
+    };
+    assert!(matches!(retry().await, Led::Answered(Ok(_))), "an id that was never applied runs");
+    // The window holds 16 MiB of answers; these push the oldest out of it.
+    for _ in 0..20 {
+        let response = vec![0; 1 << 20].into();
+        let filler = Txn { request_id: fresh_id(), checks: vec![], writes: vec![], response };
+        node.replica.shared.apply(filler);
+    }
+    assert!(matches!(retry().await, Led::Answered(Err(ApiError::OutcomeUnknown))));
+}
+
+#[tokio::test]
+async fn a_refused_attempt_is_made_again_elsewhere() {
+    let (leader, standby) = cluster();
+    standby.replica.forward_faults.lock().push_back(Fault::NotLeader);
+    leader.replica.propose_faults.lock().push_back(Fault::NotLeader);
+    standby.write("secret/data/again", r#"{"data":{},"options":{"cas":0}}"#).await.unwrap();
+}
+
+#[tokio::test]
+async fn without_a_leader_a_request_waits_and_is_then_told() {
+    let (_leader, standby) = cluster();
+    standby.replica.lose_leader();
+    assert_eq!(standby.write("secret/data/a", r#"{"data":{}}"#).await, Err(ApiError::NoLeader));
+    assert_eq!(standby.read("secret/data/a").await, Err(ApiError::NoLeader));
+    let waiting = {
+        let core = Arc::clone(&standby.core);
+        tokio::spawn(async move {
+            core.handle(request(Operation::Update, "secret/data/a", r#"{"data":{}}"#)).await.result
+        })
+    };
+    // The task runs until it waits, because the runtime of the test has one thread.
+    tokio::task::yield_now().await;
+    assert!(!waiting.is_finished());
+    standby.replica.lead(false);
+    assert!(waiting.await.unwrap().is_ok(), "the election ended in time");
+}
+
+#[tokio::test]
+async fn a_conflicting_write_runs_again_on_what_is_there_then() {
+    let node = leader();
+    node.write("secret/data/r", r#"{"data":{"n":1}}"#).await.unwrap();
+    let unsealed = node.node.unsealed().unwrap();
+    // Somebody else changes the token's or the mount's record in between: the write must not land unseen.
+    let mut txn = Transaction::new(Arc::clone(&unsealed.barrier), node.node.replica().unwrap().state(), 0);
+    let table = MountTable::load(&mut txn).unwrap().encode().unwrap();
+    let same = seal_record(&unsealed.barrier, MountId::VAULT, &["mounts"], kind::MOUNTS, &table).unwrap();
+    node.replica.propose_faults.lock().push_back(Fault::Race(vec![same]));
+    node.replica.proposals.lock().clear();
+    node.write("secret/data/r", r#"{"data":{"n":2}}"#).await.unwrap();
+    assert_eq!(node.replica.proposals.lock().len(), 2);
+    let meta = node.data("secret/metadata/r").await;
+    assert_eq!(meta["current_version"].to_string(), "2");
+}
+
+#[tokio::test]
+async fn writes_that_always_conflict_end_and_say_so() {
+    let node = leader();
+    let unsealed = node.node.unsealed().unwrap();
+    let mut txn = Transaction::new(Arc::clone(&unsealed.barrier), node.node.replica().unwrap().state(), 0);
+    let table = MountTable::load(&mut txn).unwrap().encode().unwrap();
+    for _ in 0..100 {
+        let same = seal_record(&unsealed.barrier, MountId::VAULT, &["mounts"], kind::MOUNTS, &table).unwrap();
+        node.replica.propose_faults.lock().push_back(Fault::Race(vec![same]));
+    }
+    assert!(matches!(node.write("secret/data/r", r#"{"data":{}}"#).await, Err(ApiError::Busy(_))));
+}
+
+#[tokio::test]
+async fn a_hot_key_is_written_without_conflicts() {
+    let node = Arc::new(leader());
+    let mut tasks = Vec::new();
+    for _ in 0..50 {
+        let node = Arc::clone(&node);
+        tasks.push(tokio::spawn(async move {
+            node.write("secret/data/hot", r#"{"data":{"n":1}}"#).await.unwrap();
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(node.replica.proposals.lock().len(), 50);
+    let meta = node.data("secret/metadata/hot").await;
+    assert_eq!(meta["current_version"].to_string(), "50");
+}
+
+/// Fails with the feature `test-no-read-validation`, as it must.
+#[tokio::test]
+async fn reads_of_two_moments_are_not_one_answer() {
+    let node = leader();
+    let unsealed = node.node.unsealed().unwrap();
+    let barrier = &unsealed.barrier;
+    let mount = MountId([5; 16]);
+    let put = |name: &str| seal_record(barrier, mount, &[name], kind::KV1, b"x").unwrap();
+    let begin = || Transaction::new(Arc::clone(barrier), node.node.replica().unwrap().state(), 0);
+    node.replica.shared.apply_writes(vec![put("a")]);
+
+    let mut torn = begin();
+    assert!(torn.get(mount, &["a"], kind::KV1).unwrap().is_some());
+    node.replica.shared.apply_writes(vec![put("a"), put("b")]);
+    assert!(torn.get(mount, &["b"], kind::KV1).unwrap().is_some());
+    assert_eq!(torn.is_one_point_in_time(), Ok(false), "a is older than b, b newer than the start");
+
+    let mut phantom = begin();
+    assert_eq!(phantom.list(mount, &[]).unwrap().len(), 2);
+    node.replica.shared.apply_writes(vec![put("c")]);
+    assert_eq!(phantom.is_one_point_in_time(), Ok(false), "a name has appeared");
+
+    let mut absent = begin();
+    assert!(absent.get(mount, &["d"], kind::KV1).unwrap().is_none());
+    node.replica.shared.apply_writes(vec![put("d")]);
+    assert_eq!(absent.is_one_point_in_time(), Ok(false), "what was absent is there");
+}
+
+#[tokio::test]
+async fn reads_of_one_moment_are_one_answer() {
+    let node = leader();
+    let unsealed = node.node.unsealed().unwrap();
+    let mut txn = Transaction::new(Arc::clone(&unsealed.barrier), node.node.replica().unwrap().state(), 0);
+    assert!(txn.get(MountId::VAULT, &["nosuch"], kind::KV1).unwrap().is_none());
+    assert!(MountTable::load(&mut txn).is_ok());
+    assert_eq!(txn.is_one_point_in_time(), Ok(true));
+}
+
+#[tokio::test]
+async fn a_value_larger_than_an_entry_is_refused() {
+    let node = leader();
+    let body = format!(r#"{{"data":{{"x":"{}"}}}}"#, "a".repeat(2 << 20));
+    assert!(matches!(node.write("secret/data/big", &body).await, Err(ApiError::TooLarge(_))));
+    assert_eq!(node.read("secret/data/big").await, Err(ApiError::NotFound));
+}
+
+#[tokio::test]
+async fn tokens_look_themselves_up() {
+    let node = leader();
+    let data = node.data("auth/token/lookup-self").await;
+    assert_eq!((&data["id"], &data["path"]), (&ROOT.into(), &"auth/token/root".into()));
+    assert_eq!(data["policies"][0], "root");
+    let other = node.write("auth/token/lookup", r#"{"token":"hvs.nobody"}"#).await;
+    assert_eq!(other, Err(ApiError::Forbidden("bad token".to_owned())));
+    assert!(matches!(node.write("auth/token/lookup", "{}").await, Ok(Answer::Logical(_))));
+}
+
+#[tokio::test]
+async fn unknown_paths_and_namespaces_are_told_apart() {
+    let node = leader();
+    assert_eq!(node.read("sys/nosuch").await, Err(ApiError::UnsupportedPath { authenticated: true }));
+    assert_eq!(node.list("sys/mounts").await, Err(ApiError::UnsupportedPath { authenticated: true }));
+    assert_eq!(node.list("nosuch").await, Err(ApiError::NoRoute("nosuch/".to_owned())));
+    assert_eq!(
+        node.call(Operation::Patch, "sys/mounts", "{}").await,
+        Err(ApiError::UnsupportedOperation { authenticated: true })
+    );
+    assert_eq!(node.call(Operation::Delete, "sys/health", "{}").await, Err(ApiError::MethodNotAllowed));
+    let mut elsewhere = request(Operation::Read, "secret/data/a", "{}");
+    elsewhere.namespace = Some("team".to_owned());
+    assert_eq!(node.core.handle(elsewhere).await.result, Err(ApiError::NoNamespace));
+}
+
+#[tokio::test]
+async fn removing_a_peer_is_the_leaders_work() {
+    let (leader, standby) = cluster();
+    assert_eq!(
+        standby.write("sys/storage/raft/remove-peer", r#"{"server_id":"n3"}"#).await,
+        Ok(Answer::NoContent)
+    );
+    assert_eq!(*leader.node.removed.lock(), ["n3"]);
+    assert_eq!(
+        standby.write("sys/storage/raft/remove-peer", "{}").await,
+        Err(ApiError::invalid("no server id provided"))
+    );
+}
+
+#[tokio::test]
+async fn nothing_readable_reaches_the_state() {
+    let node = leader();
+    node.write("secret/data/canary-name", r#"{"data":{"canary-key":"canary-value"}}"#).await.unwrap();
+    for entry in node.replica.proposals.lock().iter() {
+        let text = format!("{entry:?}");
+        let bytes = bincode::encode_to_vec(entry, bincode::config::standard()).unwrap();
+        let raw = String::from_utf8_lossy(&bytes);
+        assert!(!text.contains("canary") && !raw.contains("canary"));
+        assert_ne!(entry.request_id, RequestId::NONE);
+    }
+}
+
+#[tokio::test]
+async fn garbage_from_a_peer_is_answered_and_harmless() {
+    let node = leader();
+    for frame in [&b""[..], b"\x01", b"\x02abc", &[0xff; 64]] {
+        let reply = Core::handle_forwarded(&node.core, frame.to_vec().into(), "n9").await;
+        assert!(!reply.is_empty());
+    }
+    let local = request(Operation::Read, "sys/health", "{}").encode().unwrap();
+    let reply = node.core.handle_forwarded(local.into(), "n9").await;
+    assert!(!reply.is_empty());
+    assert_eq!(
+        Place::Local,
+        router::find(&request(Operation::Read, "sys/health", "{}").path, Operation::Read).place
+    );
+}

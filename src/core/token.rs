@@ -68,8 +68,7 @@ pub fn record_path(key: &DerivedKey<Token>, token: &SecretString) -> Option<[Str
     if text.is_empty() || text.len() > MAX_TOKEN_BYTES || text.chars().any(char::is_control) {
         return None;
     }
-    let mut mac =
-        Hmac::<Sha256>::new_from_slice(key.expose()).expect("HMAC takes keys of every length");
+    let mut mac = Hmac::<Sha256>::new_from_slice(key.expose()).expect("HMAC takes keys of every length");
     mac.update(b"keystead/v1/token-path");
     mac.update(text.as_bytes());
     Some(["token".to_owned(), hex::encode(mac.finalize().into_bytes())])

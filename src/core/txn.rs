@@ -197,9 +197,8 @@ impl Transaction {
     /// so each of them was what that index had. A record that was absent proves nothing by itself (it may have
     /// vanished between two reads), nor does a listing; those are asked for again under the apply lock.
     pub fn is_one_point_in_time(&self) -> Result<bool, ApiError> {
-        let old = |version: &Option<Version>| {
-            version.is_some_and(|version| version.index <= self.start_index)
-        };
+        let old =
+            |version: &Option<Version>| version.is_some_and(|version| version.index <= self.start_index);
         if self.folders.is_empty() && self.records.values().all(old) {
             return Ok(true);
         }

@@ -44,8 +44,8 @@ pub(super) fn handle(request: &EngineRequest<'_>, txn: &mut Transaction) -> Resu
 
 fn read(request: &EngineRequest<'_>, path: &[&str], txn: &mut Transaction) -> Result<Answer, ApiError> {
     let bytes = txn.get(request.mount.id, path, kind::KV1)?.ok_or(ApiError::NotFound)?;
-    let text = std::str::from_utf8(&bytes)
-        .map_err(|error| ApiError::internal("reading a stored secret", &error))?;
+    let text =
+        std::str::from_utf8(&bytes).map_err(|error| ApiError::internal("reading a stored secret", &error))?;
     let data = text_to_map(text)?;
     let default = match request.mount.default_lease_ttl_s {
         0 => DEFAULT_LEASE_TTL_S,

@@ -54,9 +54,7 @@ pub(super) fn handle(request: &EngineRequest<'_>, txn: &mut Transaction) -> Resu
     }
     if rest.is_empty() || rest.ends_with('/') {
         return Err(match request.operation {
-            Operation::Update | Operation::Patch => {
-                ApiError::invalid("cannot write to a path ending in '/'")
-            }
+            Operation::Update | Operation::Patch => ApiError::invalid("cannot write to a path ending in '/'"),
             _ => ApiError::NotFound,
         });
     }
@@ -217,8 +215,7 @@ impl Key<'_> {
     }
 
     fn patch(&self, txn: &mut Transaction) -> Result<Answer, ApiError> {
-        let patch =
-            Fields(self.data).object("data")?.ok_or_else(|| ApiError::invalid("no data provided"))?;
+        let patch = Fields(self.data).object("data")?.ok_or_else(|| ApiError::invalid("no data provided"))?;
         let config = Config::load(self.mount, txn)?;
         let meta = self.meta(txn)?.ok_or(ApiError::NotFound)?;
         self.check_and_set(&config, Some(&meta))?;
@@ -246,7 +243,8 @@ impl Key<'_> {
         txn.put(self.mount, &path, kind::KV2_VERSION, text)?;
         meta.trim(self.mount, config, txn)?;
         meta.store(self.mount, &self.segments, txn)?;
-        let version = meta.version(number).expect("the newest version is never trimmed: at least one is kept");
+        let version =
+            meta.version(number).expect("the newest version is never trimmed: at least one is kept");
         let answer = Answer::data(meta.version_json(number, version));
         Ok(answer.with_warnings(self.warnings(&["data", "options", "version"])))
     }

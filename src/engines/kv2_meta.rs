@@ -12,13 +12,13 @@ use bincode::{Decode, Encode};
 use serde_json::{Map, Value, json};
 
 use crate::{
+    barrier::MountId,
     core::{
         codec,
         error::ApiError,
         time::{go_duration, rfc3339},
         txn::{Transaction, kind},
     },
-    barrier::MountId,
     secret::random_array,
 };
 
@@ -150,12 +150,7 @@ impl Meta {
     }
 
     /// Unlinks the versions that are more than are to be kept.
-    pub fn trim(
-        &mut self,
-        mount: MountId,
-        config: &Config,
-        txn: &mut Transaction,
-    ) -> Result<(), ApiError> {
+    pub fn trim(&mut self, mount: MountId, config: &Config, txn: &mut Transaction) -> Result<(), ApiError> {
         let keep = match (self.max_versions, config.max_versions) {
             (0, 0) => DEFAULT_MAX_VERSIONS,
             (0, mounts) => mounts,
