@@ -34,6 +34,8 @@ const SHARES: (usize, usize) = (5, 3);
 /// How long a development cluster may take to be ready before something must be wrong.
 const READY: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
+/// Lines of a failed node's log that are shown.
+const LOG_TAIL: usize = 10;
 
 fn listen_address(args: &ServerArgs) -> Result<ListenAddress, Failure> {
     let text = args.dev_listen_address.as_deref().unwrap_or(DEFAULT_ADDRESS);
@@ -97,6 +99,7 @@ struct DevNode {
     name: String,
     api: String,
     cluster: String,
+    log: PathBuf,
     child: Child,
     client: Client,
 }
@@ -175,7 +178,8 @@ fn spawn(args: &ServerArgs, dir: &Path) -> Result<Vec<DevNode>, Failure> {
         let config = node_config(&name, dir, &host, (api, cluster), others, [&ca_file, &cert_file, &key_file]);
         let file = dir.join(format!("{name}.json"));
         std::fs::write(&file, config.to_string())?;
-        let log = File::create(dir.join(format!("{name}.log")))?;
+        let log_file = dir.join(format!("{name}.log"));
+        let log = File::create(&log_file)?;
         let mut command = Command::new(&executable);
         command.arg("server").arg(format!("-config={}", file.display())).env(DEV_NODE, "1");
         if let Some(token) = &args.dev_root_token_id {
@@ -190,7 +194,7 @@ fn spawn(args: &ServerArgs, dir: &Path) -> Result<Vec<DevNode>, Failure> {
             .spawn()?;
         let client = client(&apis[n as usize], &ca_file)?;
         let cluster = format!("https://{host}:{cluster}");
-        nodes.push(DevNode { name, api: apis[n as usize].clone(), cluster, child, client });
+        nodes.push(DevNode { name, api: apis[n as usize].clone(), cluster, log: log_file, child, client });
     }
     Ok(nodes)
 }
@@ -242,9 +246,11 @@ impl DevNode {
     }
 
     /// The child's end, with the last lines of its log.
-    fn ended(&mut self, dir_hint: &str) -> Option<Failure> {
+    fn ended(&mut self) -> Option<Failure> {
         let status = self.child.try_wait().ok()??;
-        Some(Failure(format!("node {} has ended ({status}); its log is {dir_hint}", self.name)))
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let from = log.trim_end().rmatch_indices('\n').nth(LOG_TAIL).map_or(0, |(at, _)| at + 1);
+        Some(Failure(format!("node {} has ended ({status}); its log ends with:\n{}", self.name, &log[from..])))
     }
 }
 
@@ -253,7 +259,7 @@ async fn initialise(nodes: &mut [DevNode]) -> Result<Opened, Failure> {
     let (shares, threshold) = SHARES;
     loop {
         for node in nodes.iter_mut() {
-            if let Some(failure) = node.ended("shown above if it got that far") {
+            if let Some(failure) = node.ended() {
                 return Err(failure);
             }
         }
