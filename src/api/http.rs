@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 use super::{envelope::render, status};
 use crate::{
     core::{
-        Core,
+        Core, blocking_if,
         error::ApiError,
         fields::parse_bool,
         path::RequestPath,
@@ -35,6 +35,8 @@ use crate::{
 pub const MAX_BODY_BYTES: usize = 32 << 20;
 /// Memory that all bodies being received at one time may hold.
 const MAX_BODIES_BYTES: usize = 256 << 20;
+/// Bodies from here on are parsed apart from the requests of others.
+const LONG_PARSE_BYTES: usize = 256 << 10;
 /// How long a client may take to send a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -200,7 +202,7 @@ async fn receive(
         // The fields of a DELETE are in its query; the body was read only to keep the connection usable.
         return Ok(request.data.clone());
     }
-    parse_body(content_type, &bytes)
+    blocking_if(bytes.len() > LONG_PARSE_BYTES, || parse_body(content_type, &bytes))
 }
 
 fn check_patch_type(content_type: Option<&str>) -> Result<(), ApiError> {

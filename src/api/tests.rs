@@ -330,3 +330,12 @@ async fn shutting_down_ends_idle_connections_and_says_how_it_went() {
     server.stop.send_replace(true);
     assert_eq!(server.task.await.unwrap().unwrap(), Drained::Completely);
 }
+
+#[tokio::test]
+async fn metrics_can_be_opened_to_everybody() {
+    let server = Server::start(leader(), None);
+    assert_eq!(server.send("GET", "/v1/sys/metrics?format=prometheus", "", b"").await.status, 403);
+    let metrics = server.call("GET", "/v1/sys/metrics?format=prometheus", "").await;
+    assert_eq!((metrics.status, metrics.body.as_str()), (200, "# metrics\n"));
+    assert!(metrics.head.contains("content-type: text/plain; version=0.0.4; charset=utf-8"));
+}

@@ -7,6 +7,11 @@ use serde_json::{Map, Value};
 
 use super::{error::ApiError, time::parse_duration_s};
 
+/// Most names in a warning.
+const MAX_SHOWN: usize = 20;
+/// Longest name in a warning.
+const MAX_SHOWN_BYTES: usize = 128;
+
 /// The fields of one request.
 pub struct Fields<'a>(pub &'a Map<String, Value>);
 
@@ -86,9 +91,15 @@ impl<'a> Fields<'a> {
 
     /// The warning for fields that an endpoint does not know, if there are any.
     pub fn unknown_warning(&self, known: &[&str]) -> Vec<String> {
-        // The names are the client's own and go back to it alone; they are in order because the map is.
-        let unknown: Vec<&str> =
-            self.0.keys().map(String::as_str).filter(|name| !known.contains(name)).collect();
+        // The names are the client's own and go back to it alone; they are in order because the map is. The
+        // warning is part of what is replicated, so it does not grow with what was sent.
+        let unknown: Vec<&str> = self
+            .0
+            .keys()
+            .map(String::as_str)
+            .filter(|name| !known.contains(name) && name.len() <= MAX_SHOWN_BYTES)
+            .take(MAX_SHOWN)
+            .collect();
         if unknown.is_empty() {
             return Vec::new();
         }

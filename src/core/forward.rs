@@ -89,8 +89,19 @@ impl Core {
     /// Answers a request that another node has forwarded over an open channel; `peer` names it for the log.
     ///
     /// The bytes that go back say whether it was answered, certainly not executed, or perhaps.
+    ///
+    /// # Cancel safety
+    /// The request runs on, on the vault's own runtime.
     pub async fn handle_forwarded(self: &Arc<Self>, frame: Bytes, peer: &str) -> Bytes {
-        let reply = match Request::decode(&frame) {
+        let (core, peer) = (Arc::clone(self), peer.to_owned());
+        let reply = self.runtime.spawn(async move { core.execute_forwarded(&frame, &peer).await }).await;
+        // Neither a panic nor an answer that cannot be encoded says that nothing was executed.
+        let reply = reply.unwrap_or(ForwardReply::Unknown);
+        Bytes::from(codec::encode(&reply).unwrap_or_default())
+    }
+
+    async fn execute_forwarded(self: &Arc<Self>, frame: &[u8], peer: &str) -> ForwardReply {
+        let reply = match Request::decode(frame) {
             Ok(request) => {
                 let id = request.id;
                 let route = router::find(&request.path, request.operation);
@@ -112,9 +123,7 @@ impl Core {
                 response.encode().map(ForwardReply::Answered)
             }
         };
-        // An answer that cannot be encoded was still an execution.
-        let reply = reply.unwrap_or(ForwardReply::Unknown);
-        Bytes::from(codec::encode(&reply).unwrap_or_default())
+        reply.unwrap_or(ForwardReply::Unknown)
     }
 }
 

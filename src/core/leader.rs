@@ -49,7 +49,7 @@ impl Core {
         let (first, outcome) = self.inflight.enter(request.id);
         if let Some(leading) = first {
             let (core, route) = (Arc::clone(self), *route);
-            tokio::spawn(async move {
+            self.runtime.spawn(async move {
                 let led = core.lead_now(&request, &route).await.unwrap_or_else(Led::from);
                 leading.finish(led);
             });

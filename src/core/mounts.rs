@@ -147,7 +147,8 @@ impl MountEntry {
                 return Err(ApiError::invalid("secrets engine of this type does not support versioning"));
             }
             other => {
-                return Err(ApiError::invalid(format!("plugin not found in the catalog: {other}")));
+                let shown = if other.len() <= 128 { other } else { "(a very long name)" };
+                return Err(ApiError::invalid(format!("plugin not found in the catalog: {shown}")));
             }
         };
         let mut entry = Self::new(path, engine, type_name, &fields.text_or_empty("description")?);

@@ -150,7 +150,7 @@ impl Core {
         Ok(Answer::data(Map::from_iter([("config".to_owned(), json!({ "index": 0, "servers": servers }))])))
     }
 
-    fn metrics(&self, query: &Fields<'_>) -> Result<Answer, ApiError> {
+    pub(super) fn metrics(&self, query: &Fields<'_>) -> Result<Answer, ApiError> {
         match query.text_or_empty("format")?.as_str() {
             "" | "prometheus" => Ok(Answer::Text {
                 content_type: "text/plain; version=0.0.4; charset=utf-8".to_owned(),

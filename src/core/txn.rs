@@ -53,6 +53,9 @@ pub struct Name {
     pub folder: bool,
 }
 
+/// A record's plaintext and its version; `None` for one that this transaction has written itself.
+pub type Versioned = (Zeroizing<Vec<u8>>, Option<Version>);
+
 enum Pending {
     Put { kind: RecordType, value: Zeroizing<Vec<u8>> },
     Delete,
@@ -100,13 +103,13 @@ impl Transaction {
         self.get_versioned(mount, path, kind).map(|found| found.map(|(value, _)| value))
     }
 
-    /// As [`Transaction::get`], with the version of the record (that of the state, for one written here).
+    /// As [`Transaction::get`], with the version of the record.
     pub fn get_versioned(
         &mut self,
         mount: MountId,
         path: &[&str],
         kind: RecordType,
-    ) -> Result<Option<(Zeroizing<Vec<u8>>, Option<Version>)>, ApiError> {
+    ) -> Result<Option<Versioned>, ApiError> {
         let key = self.record_key(mount, path)?;
         match self.writes.get(&key) {
             Some(Pending::Put { value, .. }) => return Ok(Some((value.clone(), None))),
