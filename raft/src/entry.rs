@@ -66,8 +66,17 @@ pub enum Body {
 pub enum Payload {
     /// The library's own blank entry.
     Blank,
-    /// A command with the part that its tag covers, and the tag.
-    Command { header: Header, body: Body, signed: Bytes, tag: [u8; TAG_LEN] },
+    /// A command.
+    Command {
+        /// Where it stands.
+        header: Header,
+        /// What it asks for.
+        body: Body,
+        /// The bytes that the tag covers.
+        signed: Bytes,
+        /// The tag.
+        tag: [u8; TAG_LEN],
+    },
     /// A membership.
     Membership(RaftMembership),
 }

@@ -718,7 +718,9 @@ impl Shared {
     }
 }
 
-fn open_storage(dir: &DataDir) -> Result<(Arc<dyn RaftLog>, Arc<dyn SealedState>), StorageError> {
+type Storage = (Arc<dyn RaftLog>, Arc<dyn SealedState>);
+
+fn open_storage(dir: &DataDir) -> Result<Storage, StorageError> {
     let log = Arc::new(SledLog::open(dir)?);
     let state = SledState::open(dir)?;
     state.set_durable_log(log.durable());

@@ -79,14 +79,13 @@ pub fn decode_append(bytes: Bytes) -> Result<AppendEntriesRequest<TypeConfig>, D
     let vote = read_vote(&mut reader)?;
     let prev_log_id = read_log_id(&mut reader)?;
     let leader_commit = read_log_id(&mut reader)?;
-    let mut next = prev_log_id.map_or(0, |id| id.index + 1);
+    let first = prev_log_id.map_or(0, |id| id.index + 1);
     let mut entries = Vec::new();
-    for _ in 0..reader.u32()? {
+    for n in 0..reader.u32()? {
         let (term, index) = (reader.u64()?, reader.u64()?);
-        if index != next {
+        if index != first + u64::from(n) {
             return Err(DecodeError::Invalid("order of entries"));
         }
-        next += 1;
         let id = from_storage(&keystead_storage::LogId { term, node: 0, index });
         entries.push(entry_of(id, &reader.slice()?).map_err(|_| DecodeError::Invalid("entry"))?);
     }

@@ -175,7 +175,8 @@ impl Node {
     /// Stops the node: flushes, ends, forgets its keys.
     pub async fn shutdown(&self) {
         self.stopping.send_replace(true);
-        let Some(replica) = self.replica() else { return };
+        // Replication holds this node, and this node it: taking it out lets both go.
+        let Some(replica) = self.replica.write().take() else { return };
         replica.shutdown().await;
         self.drop_keys();
     }

@@ -1,0 +1,214 @@
+//! The life of one node, in process, over a real data directory and a real cluster port.
+
+use std::{net::TcpListener, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use keystead_raft::{ClusterParams, ProposeOutcome, Replicated as _};
+use keystead_storage::{DataDir, RequestId, Txn, Write};
+
+use super::{Node, NodeSettings, records};
+use crate::{
+    core::{
+        error::ApiError,
+        node_ops::{InitRequest, InitResponse, NodeOps as _, SealStatus, UnsealRequest},
+    },
+    seal::{self, InitParams, SealConfig, Share, SharePoint},
+    secret::{SecretString, ShareBytes},
+};
+
+struct Fixture {
+    node: Arc<Node>,
+    dir: tempfile::TempDir,
+}
+
+async fn start(dir: &std::path::Path) -> Arc<Node> {
+    let cluster_listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let cluster_addr = cluster_listener.local_addr().unwrap().to_string();
+    Node::start(NodeSettings {
+        dir: Arc::new(DataDir::open(dir).unwrap()),
+        node_id: "n1".into(),
+        api_addr: "http://127.0.0.1:1".into(),
+        cluster_addr,
+        cluster_listener,
+        cluster_name: None,
+        retry_join: Vec::new(),
+        non_voter: false,
+        params: ClusterParams::scaled(0, 1 << 20),
+        quorum_reads: false,
+        dev_mounts: false,
+        dev_root_token: None,
+    })
+    .await
+    .unwrap()
+}
+
+async fn fixture() -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    Fixture { node: start(dir.path()).await, dir }
+}
+
+async fn init(node: &Node) -> InitResponse {
+    let request = InitRequest { secret_shares: 5, secret_threshold: 3, ..InitRequest::default() };
+    node.init(request).await.unwrap()
+}
+
+async fn unseal(node: &Node, key: &str) -> Result<SealStatus, ApiError> {
+    let key = Some(SecretString::new(key.to_owned()));
+    node.unseal(UnsealRequest { key, reset: false, migrate: false }).await
+}
+
+async fn unseal_all(node: &Node, init: &InitResponse) {
+    for key in &init.keys_hex[..3] {
+        unseal(node, key.expose()).await.unwrap();
+    }
+    assert!(!node.seal_status().sealed);
+}
+
+fn refusal(result: Result<SealStatus, ApiError>) -> String {
+    match result {
+        Err(ApiError::Invalid(text)) => text,
+        Err(other) => panic!("not a 400: {other:?}"),
+        Ok(_) => panic!("accepted"),
+    }
+}
+
+/// Writes a seal configuration as only somebody with the log key, or with the disk, could.
+async fn replace_seal_config(node: &Node, config: &SealConfig) {
+    let value = Bytes::from(config.encode());
+    let txn = Txn {
+        request_id: RequestId([0; 16]),
+        checks: Vec::new(),
+        writes: vec![Write::Put { key: records::seal_config_key(), value }],
+        response: Bytes::new(),
+    };
+    let outcome = Node::replica(node).unwrap().propose(txn).await.unwrap();
+    assert!(matches!(outcome, ProposeOutcome::Applied(_)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unseal_before_init_is_refused_with_the_reason() {
+    let f = fixture().await;
+    assert_eq!(refusal(unseal(&f.node, &"00".repeat(33)).await), "Vault is not initialized");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn init_twice_is_refused_and_numbers_that_do_not_fit_are_named() {
+    let f = fixture().await;
+    for (shares, threshold, text) in [
+        (0, 1, "invalid seal configuration: shares must be at least one"),
+        (3, 4, "invalid seal configuration: threshold cannot be larger than shares"),
+        (3, 1, "invalid seal configuration: threshold must be greater than one for multiple shares"),
+    ] {
+        let request =
+            InitRequest { secret_shares: shares, secret_threshold: threshold, ..InitRequest::default() };
+        assert_eq!(f.node.init(request).await.err(), Some(ApiError::invalid(text)));
+    }
+    init(&f.node).await;
+    let again = InitRequest { secret_shares: 1, secret_threshold: 1, ..InitRequest::default() };
+    assert_eq!(f.node.init(again).await.err(), Some(ApiError::invalid("Vault is already initialized")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_wrong_share_is_refused_when_it_is_entered() {
+    let f = fixture().await;
+    let out = init(&f.node).await;
+    let good = out.keys_hex[0].expose().to_owned();
+
+    let mut mistyped = hex::decode(&good).unwrap();
+    mistyped[20] ^= 1;
+    assert!(refusal(unseal(&f.node, &hex::encode(&mistyped)).await).contains("checksum"));
+    assert!(refusal(unseal(&f.node, &good[..60]).await).contains("shorter than minimum"));
+    assert!(refusal(unseal(&f.node, "zz").await).contains("hex or base64"));
+
+    let bare = hex::decode(&good).unwrap()[11..44].to_vec();
+    let mut zero = bare.clone();
+    zero[0] = 0;
+    let text = refusal(unseal(&f.node, &hex::encode(&zero)).await);
+    assert!(text.contains("invalid key"), "{text}");
+
+    let other = seal::init(&InitParams { shares: 5, threshold: 3, now_ms: 1 }).unwrap();
+    assert!(refusal(unseal(&f.node, other.shares[0].to_hex().expose()).await).contains("another vault"));
+    let vault_id = f.node.seal_configs().unwrap().pop().unwrap().vault_id;
+    let changed = Share::new(vault_id, 1, SharePoint { x: 2, y: ShareBytes::random() });
+    assert!(refusal(unseal(&f.node, changed.to_hex().expose()).await).contains("mistyped"));
+    assert_eq!(f.node.seal_status().progress, 0, "a wrong share must not count");
+
+    assert_eq!(unseal(&f.node, &good).await.unwrap().progress, 1);
+    assert_eq!(unseal(&f.node, &good).await.unwrap().progress, 1, "a repeated share must not count");
+    assert_eq!(unseal(&f.node, &hex::encode(&bare)).await.unwrap().progress, 1, "nor in its bare form");
+    let reset = UnsealRequest { key: None, reset: true, migrate: false };
+    assert_eq!(f.node.unseal(reset).await.unwrap().progress, 0);
+    unseal_all(&f.node, &out).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shares_of_an_older_root_generation_are_called_stale() {
+    let f = fixture().await;
+    let out = init(&f.node).await;
+    unseal_all(&f.node, &out).await;
+    let keys = f.node.keys.read().clone().unwrap();
+    let old = f.node.seal_configs().unwrap().pop().unwrap();
+    let params = InitParams { shares: 5, threshold: 3, now_ms: 2 };
+    let root = crate::secret::RootKey::random();
+    let (config, shares) = seal::reseal(old.vault_id, keys.root_generation() + 1, &root, &params).unwrap();
+    replace_seal_config(&f.node, &config).await;
+    f.node.seal().await.unwrap();
+    assert!(refusal(unseal(&f.node, out.keys_hex[0].expose()).await).contains("stale"));
+    assert_eq!(unseal(&f.node, shares[0].to_hex().expose()).await.unwrap().progress, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_edited_seal_configuration_opens_nothing() {
+    let f = fixture().await;
+    let out = init(&f.node).await;
+    unseal_all(&f.node, &out).await;
+    let mut config = f.node.seal_configs().unwrap().pop().unwrap();
+    config.created_ms += 1;
+    replace_seal_config(&f.node, &config).await;
+    f.node.seal().await.unwrap();
+    unseal(&f.node, out.keys_hex[0].expose()).await.unwrap();
+    unseal(&f.node, out.keys_hex[1].expose()).await.unwrap();
+    let text = refusal(unseal(&f.node, out.keys_hex[2].expose()).await);
+    assert!(text.contains("changed by somebody without the root key"), "{text}");
+    assert!(f.node.seal_status().sealed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_node_is_sealed_and_opens_with_the_same_shares() {
+    let f = fixture().await;
+    let out = init(&f.node).await;
+    unseal_all(&f.node, &out).await;
+    f.node.shutdown().await;
+    drop(f.node);
+    let node = restart(f.dir.path()).await;
+    assert!(node.seal_status().sealed && node.seal_status().initialized);
+    unseal_all(&node, &out).await;
+}
+
+/// Starts over a directory whose former node is on its way out.
+async fn restart(dir: &std::path::Path) -> Arc<Node> {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        match DataDir::open(dir) {
+            Ok(free) => {
+                drop(free);
+                return start(dir).await;
+            }
+            Err(error) => assert!(tokio::time::Instant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupted_init_is_undone_at_the_next_start() {
+    let f = fixture().await;
+    init(&f.node).await;
+    f.node.shutdown().await;
+    drop(f.node);
+    // As if the process had died before the shares were handed out.
+    std::fs::write(f.dir.path().join("initialising"), b"").unwrap();
+    let node = restart(f.dir.path()).await;
+    assert!(!node.seal_status().initialized);
+    init(&node).await;
+}
