@@ -216,3 +216,5 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;
