@@ -1,0 +1,225 @@
+//! Who becomes a member, who does not, and how one leaves.
+#![allow(clippy::unwrap_used)] // in a test, a panic is the report
+
+mod common;
+
+use std::time::Duration;
+
+use common::{one, ready, three};
+use keystead_chaos::{process::resident_kib, wait};
+use serde_json::json;
+
+const SOON: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn init_happens_once_on_one_node() {
+    let mut cluster = Box::pin(three().start()).await.unwrap();
+    cluster.init(0).await.unwrap();
+    let body = json!({ "secret_shares": 5, "secret_threshold": 3 });
+    let twice = cluster.at(0).call("PUT", "sys/init", Some(&body)).await.unwrap();
+    assert_eq!(twice.status, 400);
+    assert!(twice.errors().contains("Vault is already initialized"), "{}", twice.text());
+    // Nor on another one, which has never heard a share: its own configuration leads to the first.
+    let elsewhere = cluster.at(1).call("PUT", "sys/init", Some(&body)).await.unwrap();
+    assert_eq!(elsewhere.status, 400);
+    assert!(elsewhere.errors().contains("Vault is already initialized"), "{}", elsewhere.text());
+}
+
+#[tokio::test]
+async fn init_on_two_nodes_at_once_never_ends_in_one_cluster_with_two_vaults() {
+    let cluster = Box::pin(three().start()).await.unwrap();
+    let body = json!({ "secret_shares": 1, "secret_threshold": 1 });
+    let (first, second) = tokio::join!(
+        cluster.at(0).call("PUT", "sys/init", Some(&body)),
+        cluster.at(1).call("PUT", "sys/init", Some(&body))
+    );
+    let made: Vec<_> = [first.unwrap(), second.unwrap()].into_iter().filter(|answer| answer.status == 200).collect();
+    assert!(!made.is_empty(), "one of the two succeeds");
+    let shares: Vec<String> =
+        made.iter().map(|answer| answer.json()["keys_base64"][0].as_str().unwrap().to_owned()).collect();
+    // The third joins the vault whose share it is given, and no other.
+    let third = cluster.at(2);
+    for (at, share) in shares.iter().enumerate().filter(|_| made.len() == 2) {
+        cluster.at(at).call("PUT", "sys/unseal", Some(&json!({ "key": share }))).await.unwrap().ok().unwrap();
+    }
+    if made.len() == 2 {
+        let refused = cluster.at(0).call("PUT", "sys/unseal", Some(&json!({ "key": shares[1] }))).await.unwrap();
+        assert!(refused.status == 400 || refused.json()["sealed"] == false);
+        let token = made[0].json()["root_token"].as_str().unwrap().to_owned();
+        let foreign = cluster.at(1).client().with_token(token);
+        assert_eq!(foreign.call("GET", "sys/mounts", None).await.unwrap().status, 403);
+    }
+    assert!(third.is_running());
+}
+
+#[tokio::test]
+async fn a_share_of_another_vault_is_refused_by_name_and_joins_nothing() {
+    let cluster = ready().await;
+    let mut foreign = Box::pin(one().named("f").start()).await.unwrap();
+    foreign.init(0).await.unwrap();
+    let newcomer = cluster.node(cluster.newcomer("n4").unwrap());
+    newcomer.start().await.unwrap();
+    wait::until("the newcomer to know of the cluster", SOON, || async {
+        let status = newcomer.seal_status().await.map_err(|error| error.to_string())?;
+        if status["initialized"] == true { Ok(()) } else { Err(status.to_string()) }
+    })
+    .await
+    .unwrap();
+    let body = json!({ "key": foreign.keys().shares[0] });
+    let refused = newcomer.call("PUT", "sys/unseal", Some(&body)).await.unwrap();
+    assert_eq!(refused.status, 400);
+    assert!(refused.errors().contains("another vault"), "{}", refused.text());
+    assert_eq!(cluster.servers().await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn a_node_initialised_on_its_own_does_not_join_and_says_what_to_do() {
+    let cluster = ready().await;
+    let mut config = cluster.newcomer("n4").unwrap();
+    let retry_join = std::mem::take(&mut config.retry_join);
+    let loner = cluster.node(config);
+    loner.start().await.unwrap();
+    let body = json!({ "secret_shares": 1, "secret_threshold": 1 });
+    let made = loner.call("PUT", "sys/init", Some(&body)).await.unwrap().ok().unwrap().json();
+    loner.stop().await.unwrap();
+    // Then the operator adds the cluster to its file.
+    loner.configure(|config| config.retry_join = retry_join);
+    loner.start().await.unwrap();
+    loner.unseal(&[made["keys_base64"][0].as_str().unwrap().to_owned()]).await.unwrap();
+    wait::until_now("the reason in its log", SOON, || {
+        let log = loner.log();
+        let told = log.contains("another cluster") && log.contains("data directory");
+        if told { Ok(()) } else { Err(log[log.len().saturating_sub(1_500)..].to_owned()) }
+    })
+    .await
+    .unwrap();
+    assert_eq!(cluster.servers().await.unwrap().len(), 3);
+    cluster.serves(0, SOON).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_newcomer_becomes_a_voter_and_has_everything() {
+    let cluster = ready().await;
+    cluster.at(0).put("old", &json!({ "n": 1 })).await.unwrap();
+    let newcomer = cluster.node(cluster.newcomer("n4").unwrap());
+    newcomer.start().await.unwrap();
+    cluster.unseal(&newcomer).await.unwrap();
+    cluster.voters(4, SOON).await.unwrap();
+    newcomer.health(&[429], SOON).await.unwrap();
+    assert_eq!(newcomer.get("old").await.unwrap().unwrap()["n"], 1);
+    newcomer.put("new", &json!({ "n": 2 })).await.unwrap();
+    assert_eq!(cluster.at(0).get("new").await.unwrap().unwrap()["n"], 2);
+}
+
+#[tokio::test]
+async fn a_wiped_node_comes_back_as_a_new_incarnation_in_its_old_place() {
+    let cluster = ready().await;
+    cluster.at(0).put("kept", &json!({ "n": 1 })).await.unwrap();
+    let leader = cluster.leader().await.unwrap();
+    let wiped = cluster.others(leader)[0];
+    let node = cluster.at(wiped);
+    let before = std::fs::read(node.data().join("identity")).unwrap();
+    node.kill();
+    node.wipe().unwrap();
+    node.start().await.unwrap();
+    // Its old incarnation has to have been silent for ten seconds; it goes on trying by itself.
+    let unsealed = cluster.unseal(node).await;
+    if unsealed.is_err() {
+        wait::until("the wiped node to be open", SOON, || async {
+            let status = node.seal_status().await.map_err(|error| error.to_string())?;
+            if status["sealed"] == false { Ok(()) } else { Err(status.to_string()) }
+        })
+        .await
+        .unwrap();
+    }
+    cluster.voters(3, SOON).await.unwrap();
+    assert_eq!(cluster.servers().await.unwrap().len(), 3, "the old incarnation is gone");
+    assert_ne!(std::fs::read(node.data().join("identity")).unwrap(), before);
+    node.health(&[200, 429], SOON).await.unwrap();
+    assert_eq!(node.get("kept").await.unwrap().unwrap()["n"], 1);
+    // It counts: with another one gone, the two hold a quorum.
+    let other = cluster.others(leader).into_iter().find(|at| *at != wiped).unwrap();
+    cluster.at(other).kill();
+    cluster.serves(leader, SOON).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_second_node_under_the_name_of_a_living_one_is_refused() {
+    let cluster = ready().await;
+    let leader = cluster.leader().await.unwrap();
+    let taken = cluster.at(cluster.others(leader)[0]).name();
+    let mut config = cluster.newcomer("impostor").unwrap();
+    config.node_id = taken.clone();
+    let impostor = cluster.node(config);
+    // Its files lie in a directory of their own; only the name is the same.
+    impostor.configure(|config| config.data = cluster.directory().join("impostor/data"));
+    impostor.start().await.unwrap();
+    let refused = cluster.unseal(&impostor).await;
+    assert!(refused.is_err(), "it is not let in");
+    let text = format!("{} {}", refused.unwrap_err(), impostor.log());
+    assert!(text.contains(&taken) && text.contains("node_id"), "the message names the place and the setting: {text}");
+    cluster.voters(3, SOON).await.unwrap();
+    for at in 0..3 {
+        cluster.serves(at, SOON).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_removed_member_is_out_and_stays_out() {
+    let cluster = ready().await;
+    let leader = cluster.leader().await.unwrap();
+    let [removed, through] = cluster.others(leader)[..] else { panic!("three nodes") };
+    let name = cluster.at(removed).name();
+    let output = cluster.cli(through).run(&["operator", "raft", "remove-peer", &name]).await.unwrap();
+    assert_eq!((output.code, output.stdout.as_str()), (0, "Peer removed successfully!\n"), "{}", output.stderr);
+    wait::until("two members", SOON, || async {
+        let answer = cluster.at(leader).call("GET", "sys/storage/raft/configuration", None).await;
+        let servers = answer.map_err(|error| error.to_string())?.data()["config"]["servers"].clone();
+        if servers.as_array().is_some_and(|servers| servers.len() == 2) { Ok(()) } else { Err(servers.to_string()) }
+    })
+    .await
+    .unwrap();
+    let again = cluster.cli(through).run(&["operator", "raft", "remove-peer", &name]).await.unwrap();
+    assert_eq!(again.code, 0, "removing who is not there succeeds");
+    cluster.serves(leader, SOON).await.unwrap();
+    // A restart under the old identity changes nothing: its certificate is good, its incarnation is not.
+    cluster.at(removed).kill();
+    cluster.at(removed).start().await.unwrap();
+    wait::until_now("the refusal in its log, or its peers'", SOON, || {
+        let logs = [cluster.at(removed).log(), cluster.at(leader).log(), cluster.at(through).log()].concat();
+        if logs.contains("was removed from the cluster") { Ok(()) } else { Err("nothing said".into()) }
+    })
+    .await
+    .unwrap();
+    assert_eq!(cluster.servers().await.unwrap().len(), 2);
+    cluster.serves(leader, SOON).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_flood_of_join_challenges_keeps_memory_bounded_and_the_cluster_serving() {
+    let cluster = ready().await;
+    let leader = cluster.leader().await.unwrap();
+    let node = cluster.at(leader);
+    let client = node.client().without_token().fresh();
+    let ask = json!({ "server_id": "flood" });
+    for _ in 0..200 {
+        client.call("PUT", "sys/storage/raft/bootstrap/challenge", Some(&ask)).await.unwrap().ok().unwrap();
+    }
+    let before = resident_kib(node.pid()).unwrap();
+    let floods: Vec<_> = (0..8)
+        .map(|_| {
+            let (client, ask) = (client.clone(), ask.clone());
+            tokio::spawn(async move {
+                for _ in 0..500 {
+                    drop(client.call("PUT", "sys/storage/raft/bootstrap/challenge", Some(&ask)).await);
+                }
+            })
+        })
+        .collect();
+    for flood in floods {
+        flood.await.unwrap();
+    }
+    let grown = resident_kib(node.pid()).unwrap().saturating_sub(before);
+    assert!(grown < 32 << 10, "{grown} KiB for 4,000 challenges");
+    cluster.serves(leader, SOON).await.unwrap();
+}

@@ -1,0 +1,89 @@
+//! What is given to `sys/unseal` and is not what it should be.
+#![allow(clippy::unwrap_used)] // in a test, a panic is the report
+
+mod common;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use common::one;
+use keystead_chaos::{Cluster, Response};
+use serde_json::json;
+
+async fn give(cluster: &Cluster, key: &str) -> Response {
+    cluster.at(0).call("PUT", "sys/unseal", Some(&json!({ "key": key }))).await.unwrap()
+}
+
+/// A share's bytes with a change, its checksum made right again where asked: `version generation tag x y checksum`.
+fn changed(share: &str, change: impl Fn(&mut [u8])) -> String {
+    let mut bytes = STANDARD.decode(share).unwrap();
+    change(&mut bytes);
+    STANDARD.encode(bytes)
+}
+
+#[tokio::test]
+async fn before_init_there_is_nothing_to_unseal() {
+    let cluster = Box::pin(one().start()).await.unwrap();
+    let refused = give(&cluster, "abcd").await;
+    assert_eq!((refused.status, refused.errors().as_str()), (400, "Vault is not initialized"));
+    let status = cluster.at(0).call("PUT", "sys/unseal", Some(&json!({ "reset": true }))).await.unwrap();
+    assert_eq!(status.status, 200);
+}
+
+#[tokio::test]
+async fn a_share_that_is_not_one_is_refused_when_it_is_given_and_spoils_nothing() {
+    let mut cluster = Box::pin(one().start()).await.unwrap();
+    cluster.init(0).await.unwrap();
+    let mut foreign = Box::pin(one().named("f").start()).await.unwrap();
+    foreign.init(0).await.unwrap();
+    let shares = cluster.keys().shares.clone();
+
+    let progress = give(&cluster, &shares[0]).await.ok().unwrap().json();
+    assert_eq!(progress["progress"], 1);
+    let y_changed = changed(&shares[1], |bytes| bytes[20] ^= 1);
+    let bare = |x: u8, y: &[u8]| STANDARD.encode([&[x][..], y].concat());
+    let second = STANDARD.decode(&shares[1]).unwrap();
+    for (key, text) in [
+        ("", "'key' must be specified"),
+        ("not a key!", "must be a valid hex or base64 string"),
+        ("YWJjZA==", "shorter"),
+        (&STANDARD.encode([7; 47]), "33"),
+        (&STANDARD.encode([7; 64]), "longer"),
+        (&y_changed, "invalid key"),
+        (&foreign.keys().shares[0], "another vault"),
+        (&bare(0, &second[12..44]), "invalid key"),
+        (&bare(9, &second[12..44]), "none of this vault's present shares"),
+    ] {
+        let refused = give(&cluster, key).await;
+        assert_eq!(refused.status, 400, "{key}: {}", refused.text());
+        assert!(refused.errors().contains(text), "{key}: {}", refused.text());
+        assert!(key.is_empty() || !refused.text().contains(key), "the share is echoed");
+    }
+    // A share given twice counts once.
+    assert_eq!(give(&cluster, &shares[0]).await.ok().unwrap().json()["progress"], 1);
+    let reset = cluster.at(0).call("PUT", "sys/unseal", Some(&json!({ "reset": true }))).await.unwrap().json();
+    assert_eq!((reset["progress"].as_u64(), reset["nonce"].as_str()), (Some(0), Some("")));
+    // In hexadecimal, bare, and as it was handed out: each opens.
+    give(&cluster, &hex::encode(STANDARD.decode(&shares[2]).unwrap())).await.ok().unwrap();
+    give(&cluster, &bare(second[11], &second[12..44])).await.ok().unwrap();
+    let open = give(&cluster, &shares[4]).await.ok().unwrap().json();
+    assert_eq!(open["sealed"], false, "{open}");
+    let refused = cluster.at(0).call("PUT", "sys/unseal", Some(&json!({ "reset": true }))).await.unwrap();
+    assert_eq!((refused.status, refused.errors().as_str()), (400, "vault is unsealed"));
+}
+
+#[tokio::test]
+async fn init_refuses_what_makes_no_sense() {
+    let cluster = Box::pin(one().start()).await.unwrap();
+    for (shares, threshold, text) in [
+        (0, 0, "shares must be at least one"),
+        (3, 5, "threshold cannot be larger than shares"),
+        (3, 1, "threshold must be greater than one for multiple shares"),
+        (256, 3, "255"),
+    ] {
+        let body = json!({ "secret_shares": shares, "secret_threshold": threshold });
+        let refused = cluster.at(0).call("PUT", "sys/init", Some(&body)).await.unwrap();
+        assert_eq!(refused.status, 400, "{shares}/{threshold}");
+        assert!(refused.errors().contains(text) || refused.errors().contains("256"), "{}", refused.text());
+    }
+    let status = cluster.at(0).call("GET", "sys/init", None).await.unwrap();
+    assert_eq!(status.json(), json!({ "initialized": false }));
+}
