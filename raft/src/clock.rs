@@ -94,7 +94,11 @@ impl ClusterClock {
         let here = anchor.cluster_ms + elapsed;
         let wall = (self.wall)();
         let slew = (elapsed / 10).max(1);
-        anchor.cluster_ms = if wall >= here { here + slew.min(wall - here) } else { here - slew.min(here - wall).min(elapsed) };
+        anchor.cluster_ms = if wall >= here {
+            here + slew.min(wall - here)
+        } else {
+            here - slew.min(here - wall).min(elapsed)
+        };
         anchor.at = now;
         anchor.heard = Some(now);
         anchor.cluster_ms

@@ -354,9 +354,11 @@ mod tests {
     #[test]
     fn a_command_reads_back_as_it_was_written() {
         let body = EncodedBody::new(&Body::Txn(sample_txn()));
-        let proposal = encode_command(&header(), &body, |signed| Ok::<_, ()>([signed.len() as u8; 32])).unwrap();
+        let proposal =
+            encode_command(&header(), &body, |signed| Ok::<_, ()>([signed.len() as u8; 32])).unwrap();
         assert_eq!(proposal.0.len(), body.entry_len());
-        let Payload::Command { header: got, body: Body::Txn(txn), signed, tag } = decode(&proposal.0).unwrap()
+        let Payload::Command { header: got, body: Body::Txn(txn), signed, tag } =
+            decode(&proposal.0).unwrap()
         else {
             panic!("not a transaction");
         };

@@ -45,13 +45,17 @@ pub const FEATURE_LEVEL: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, bincode::Encode, bincode::Decode, thiserror::Error)]
 pub enum Refusal {
     /// The caller's incarnation has been removed from the cluster.
-    #[error("this node was removed from the cluster; to use it again, stop it, move its data directory away and start it so that it joins anew")]
+    #[error(
+        "this node was removed from the cluster; to use it again, stop it, move its data directory away and start it so that it joins anew"
+    )]
     Removed,
     /// The caller's key is not the one that the directory pins for its incarnation.
     #[error("the directory knows another key for this incarnation")]
     KeyNotPinned,
     /// The caller is of another epoch: one side went through a recovery from lost quorum.
-    #[error("this cluster is at epoch {ours}, the caller at {theirs}: a recovery from lost quorum lies between them")]
+    #[error(
+        "this cluster is at epoch {ours}, the caller at {theirs}: a recovery from lost quorum lies between them"
+    )]
     Epoch {
         /// The refusing side's epoch.
         ours: u64,
@@ -59,7 +63,9 @@ pub enum Refusal {
         theirs: u64,
     },
     /// Another live process claims the same incarnation: one of the two runs on a copy of the other's disk.
-    #[error("another process is connected under this node's identity: one of the two runs on a copy of the other's data directory; stop the copy")]
+    #[error(
+        "another process is connected under this node's identity: one of the two runs on a copy of the other's data directory; stop the copy"
+    )]
     Clone,
     /// The hello did not agree with the certificate, or was not understood.
     #[error("malformed hello")]

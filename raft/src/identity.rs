@@ -81,7 +81,9 @@ pub enum IdentityError {
         source: std::io::Error,
     },
     /// The file is damaged.
-    #[error("{path} is damaged ({source}): rebuild this node from its peers: stop it, move its data directory away and start it again so that it joins anew")]
+    #[error(
+        "{path} is damaged ({source}): rebuild this node from its peers: stop it, move its data directory away and start it again so that it joins anew"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -108,7 +108,10 @@ impl Watcher {
 
     fn began_to_lead(&self) {
         if let Some(leap_ms) = self.clock.lead() {
-            tracing::warn!(leap_ms, "cluster time leaps to this leader's wall clock; check the clocks of all nodes");
+            tracing::warn!(
+                leap_ms,
+                "cluster time leaps to this leader's wall clock; check the clocks of all nodes"
+            );
             metrics::counter!("keystead_cluster_time_leaps").increment(1);
         }
         tracing::info!("this node leads");
@@ -130,9 +133,13 @@ impl Watcher {
 
     fn view(&self) -> Leadership {
         let (term, leads, current) = {
-            let metrics = self.raft.server_metrics();
+            let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
-            (metrics.vote.leader_id.term, metrics.state.is_leader(), metrics.current_leader)
+            // A core that has stopped still says that it leads.
+            if metrics.running_state.is_err() {
+                return Leadership::default();
+            }
+            (metrics.current_term, metrics.state.is_leader(), metrics.current_leader)
         };
         if leads {
             // A leader answers once the first entry of its term is applied: only then has it applied
@@ -153,8 +160,10 @@ impl Watcher {
         let directory = self.directory.current();
         let listed = directory.member(incarnation);
         let heard = self.peers.status(incarnation);
-        let node_id = listed.map(|m| m.node_id.clone()).or_else(|| heard.as_ref().map(|h| h.node_id.clone()))?;
-        let api_addr = heard.as_ref().map(|h| h.api_addr.clone()).or_else(|| listed.map(|m| m.api_addr.clone()))?;
+        let node_id =
+            listed.map(|m| m.node_id.clone()).or_else(|| heard.as_ref().map(|h| h.node_id.clone()))?;
+        let api_addr =
+            heard.as_ref().map(|h| h.api_addr.clone()).or_else(|| listed.map(|m| m.api_addr.clone()))?;
         let cluster_addr =
             heard.map(|h| h.cluster_addr).or_else(|| listed.map(|m| m.cluster_addr.clone()))?;
         Some(LeaderInfo { incarnation, node_id, api_addr, cluster_addr: format!("https://{cluster_addr}") })
@@ -206,7 +215,13 @@ impl Watcher {
 }
 
 /// See [`Watcher::heir`].
-pub fn heir(raft: &Raft, peers: &Peers, own: u64, window: Duration, fits: impl Fn(u64) -> bool) -> Option<u64> {
+pub fn heir(
+    raft: &Raft,
+    peers: &Peers,
+    own: u64,
+    window: Duration,
+    fits: impl Fn(u64) -> bool,
+) -> Option<u64> {
     let (last, matched) = {
         let metrics = raft.data_metrics();
         let metrics = metrics.borrow_watched();

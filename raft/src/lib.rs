@@ -6,6 +6,8 @@
 //! [`frame`], [`hello`], [`conn`], [`pool`], [`server`] (the cluster port), [`network`], then [`replica`], which
 //! puts it all together, and what runs beside it: [`proposer`], [`reads`], [`leadership`], [`membership`].
 
+pub mod background;
+pub mod changes;
 pub mod clock;
 pub mod codec;
 pub mod conn;
@@ -27,6 +29,7 @@ pub mod reads;
 pub mod replica;
 pub mod replicated;
 pub mod server;
+pub mod shared;
 pub mod spool;
 #[allow(missing_docs)] // the library's macro writes the associated types
 pub mod types;

@@ -24,7 +24,8 @@ use crate::{
     log_store::payload_of,
     spool::{Spool, Spools},
     types::{
-        EntryResult, RaftLogId, SnapshotMeta, StoredMembership, TypeConfig, from_storage, io_error, to_storage,
+        EntryResult, RaftLogId, SnapshotMeta, StoredMembership, TypeConfig, from_storage, io_error,
+        to_storage,
     },
     vault_side::{VaultSide, Verdict},
 };
@@ -70,10 +71,11 @@ impl Machine {
         dir: &DataDir,
         place: Place,
         vault: Arc<dyn VaultSide>,
+        latch: Arc<Latch>,
         applied: watch::Sender<u64>,
     ) -> io::Result<Self> {
         let (jobs, queue) = std_mpsc::channel::<Job>();
-        let applier = Applier { state: state.clone(), place, vault, applied };
+        let applier = Applier { latch, state: state.clone(), place, vault, applied };
         std::thread::Builder::new().name("apply".into()).spawn(move || applier.run(queue))?;
         Ok(Self { state, jobs, spools: Arc::new(Spools::new(dir.snapshots())) })
     }
@@ -95,9 +97,7 @@ impl Machine {
 
 fn stored_membership(id: &LogId, payload: &Bytes) -> io::Result<StoredMembership> {
     match entry::decode(payload) {
-        Ok(Payload::Membership(membership)) => {
-            Ok(StoredMembership::new(Some(from_storage(id)), membership))
-        }
+        Ok(Payload::Membership(membership)) => Ok(StoredMembership::new(Some(from_storage(id)), membership)),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the stored membership cannot be read")),
     }
 }
@@ -113,7 +113,24 @@ pub fn snapshot_meta(meta: &keystead_storage::SnapshotMeta) -> io::Result<Snapsh
     })
 }
 
+/// Set once this node must not go on: whoever sets it says why.
+#[derive(Default)]
+pub struct Latch(parking_lot::Mutex<Option<String>>);
+
+impl Latch {
+    /// Latches. The first reason stays.
+    pub fn set(&self, reason: &str) {
+        self.0.lock().get_or_insert_with(|| reason.to_owned());
+    }
+
+    /// Why, once it is latched.
+    pub fn reason(&self) -> Option<String> {
+        self.0.lock().clone()
+    }
+}
+
 struct Applier {
+    latch: Arc<Latch>,
     state: Arc<dyn SealedState>,
     place: Place,
     vault: Arc<dyn VaultSide>,
@@ -138,6 +155,9 @@ impl Applier {
     }
 
     fn apply(&self, entries: Vec<(LogId, Bytes)>) -> Result<Vec<Outcome>, StorageError> {
+        if let Some(first) = self.latch.reason() {
+            return Err(StorageError::Latched { first });
+        }
         let last = entries.last().map(|(id, _)| id.index);
         let ready =
             entries.into_iter().map(|(id, payload)| self.judge(id, payload)).collect::<Result<_, _>>()?;
@@ -151,9 +171,11 @@ impl Applier {
     /// Decodes an entry and decides whether it counts. What no node can understand or what was forged stops
     /// this node; what belongs to another cluster, epoch or term is a no-op on every node.
     fn judge(&self, log_id: LogId, payload: Bytes) -> Result<ApplyEntry, StorageError> {
-        let damaged = |what: String| StorageError::Damaged {
+        let damaged = |what: String| {
+            StorageError::Damaged {
             what: format!("log entry {log_id}: {what}"),
             remedy: "rebuild this node from its peers: stop it, move its data directory away and start it again so that it joins anew".into(),
+        }
         };
         let op = match entry::decode(&payload).map_err(|e| damaged(e.to_string()))? {
             Payload::Blank => ApplyOp::Blank,
@@ -163,7 +185,10 @@ impl Applier {
                     && header.epoch == self.place.epoch
                     && header.term == log_id.term;
                 if !here {
-                    tracing::warn!(index = log_id.index, "log entry of another cluster, epoch or term ignored");
+                    tracing::warn!(
+                        index = log_id.index,
+                        "log entry of another cluster, epoch or term ignored"
+                    );
                     ApplyOp::NoOp
                 } else if self.vault.verify_entry(header.key_term, &signed, &tag) == Verdict::Bad {
                     return Err(damaged("its tag is wrong: it was forged or damaged".into()));

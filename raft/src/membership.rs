@@ -56,7 +56,11 @@ enum Step {
 }
 
 /// What to do next, if anything. Pure: the same view always gives the same step.
-fn next_step(directory: &Directory, now: &Now, may_promote: impl Fn(usize, &BTreeSet<u64>) -> bool) -> Option<Step> {
+fn next_step(
+    directory: &Directory,
+    now: &Now,
+    may_promote: impl Fn(usize, &BTreeSet<u64>) -> bool,
+) -> Option<Step> {
     if now.joint {
         return Some(Step::FinishJoint);
     }
@@ -88,7 +92,9 @@ fn next_step(directory: &Directory, now: &Now, may_promote: impl Fn(usize, &BTre
 fn successor_pending(directory: &Directory, now: &Now, old: u64) -> bool {
     let Some(name) = now.names.get(&old) else { return false };
     directory.by_node_id(name).is_some_and(|new| {
-        new.voter && new.incarnation != old && !now.ready.contains(&new.incarnation)
+        new.voter
+            && new.incarnation != old
+            && !now.ready.contains(&new.incarnation)
             && !now.voters.contains(&new.incarnation)
     })
 }
@@ -126,9 +132,8 @@ impl Reconciler {
             for id in &now.ready {
                 ready_since.entry(*id).or_insert_with(Instant::now);
             }
-            let step = next_step(&directory, &now, |voters, promoted| {
-                may_promote(voters, promoted, &ready_since)
-            });
+            let step =
+                next_step(&directory, &now, |voters, promoted| may_promote(voters, promoted, &ready_since));
             if let Some(step) = step {
                 self.take(&directory, step).await;
             }
@@ -199,7 +204,8 @@ fn describe(directory: &Directory, step: &Step) -> String {
 }
 
 fn may_promote(voters: usize, promoted: &BTreeSet<u64>, since: &BTreeMap<u64, Instant>) -> bool {
-    let oldest = promoted.iter().filter_map(|id| since.get(id)).map(Instant::elapsed).max().unwrap_or_default();
+    let oldest =
+        promoted.iter().filter_map(|id| since.get(id)).map(Instant::elapsed).max().unwrap_or_default();
     match voters {
         1 => promoted.len() > 1 || oldest >= COMPANY,
         2 => true,

@@ -16,7 +16,13 @@ pub struct Ends {
     pub server: [u8; 32],
 }
 
-fn proof(vault: &dyn VaultSide, role: &[u8], exporter: &[u8; 32], ends: &Ends, epoch: u64) -> Option<[u8; 32]> {
+fn proof(
+    vault: &dyn VaultSide,
+    role: &[u8],
+    exporter: &[u8; 32],
+    ends: &Ends,
+    epoch: u64,
+) -> Option<[u8; 32]> {
     vault.peer_mac(&[LABEL, role, exporter, &ends.client, &ends.server, &epoch.to_be_bytes()])
 }
 

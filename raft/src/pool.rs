@@ -1,10 +1,6 @@
 //! Connections to the other nodes, made when they are needed and kept.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use keystead_tls::{ClusterTls, peer_of};
@@ -96,6 +92,8 @@ pub struct Pool {
     peers: Arc<Peers>,
     vault: Arc<dyn VaultSide>,
     slots: Mutex<HashMap<(u64, Channel), Slot>>,
+    /// The last refusal that was logged, so that each is logged once.
+    refused: Mutex<Option<Refusal>>,
 }
 
 impl Pool {
@@ -107,7 +105,7 @@ impl Pool {
         peers: Arc<Peers>,
         vault: Arc<dyn VaultSide>,
     ) -> Self {
-        Self { myself, tls, directory, peers, vault, slots: Mutex::default() }
+        Self { myself, tls, directory, peers, vault, slots: Mutex::default(), refused: Mutex::default() }
     }
 
     /// The connection to a peer for a channel, dialled if there is none.
@@ -119,9 +117,25 @@ impl Pool {
             return Ok(conn.clone());
         }
         *slot = None;
-        let conn = Arc::new(self.dial(peer, channel).await?);
+        let conn = match self.dial(peer, channel).await {
+            Ok(conn) => Arc::new(conn),
+            Err(error) => {
+                self.note_refusal(&error);
+                return Err(error);
+            }
+        };
         *slot = Some(conn.clone());
         Ok(conn)
+    }
+
+    fn note_refusal(&self, error: &DialError) {
+        if let DialError::Refused { node, refusal } = error {
+            let mut last = self.refused.lock();
+            if last.as_ref() != Some(refusal) {
+                tracing::warn!(node, %refusal, "a member refuses to talk to this node");
+                *last = Some(refusal.clone());
+            }
+        }
     }
 
     /// Drops all connections to a peer.
@@ -150,19 +164,21 @@ impl Pool {
             match tokio::time::timeout(DIAL_TIMEOUT, attempt).await {
                 Ok(Ok(conn)) => return Ok(conn),
                 Ok(Err(error)) => last = error,
-                Err(_) => last = DialError::Unreachable(format!("{address}: no answer within {DIAL_TIMEOUT:?}")),
+                Err(_) => {
+                    last = DialError::Unreachable(format!("{address}: no answer within {DIAL_TIMEOUT:?}"))
+                }
             }
         }
         Err(last)
     }
 
     async fn dial_address(&self, peer: u64, channel: Channel, address: &str) -> Result<Conn, DialError> {
-        let unreachable = |error: &dyn std::fmt::Display| DialError::Unreachable(format!("{address}: {error}"));
+        let unreachable =
+            |error: &dyn std::fmt::Display| DialError::Unreachable(format!("{address}: {error}"));
         let tcp = TcpStream::connect(address).await.map_err(|e| unreachable(&e))?;
         tcp.set_nodelay(true).map_err(|e| unreachable(&e))?;
         let connector = TlsConnector::from(self.tls.client_config(Some(peer)));
-        let tls =
-            connector.connect(ClusterTls::server_name(), tcp).await.map_err(|e| unreachable(&e))?;
+        let tls = connector.connect(ClusterTls::server_name(), tcp).await.map_err(|e| unreachable(&e))?;
         let identity = peer_of(tls.get_ref().1).map_err(|e| unreachable(&e))?;
         let exporter = keystead_tls::exporter(tls.get_ref().1).map_err(|e| unreachable(&e))?;
         let (mut reader, mut writer) = tokio::io::split(tls);
@@ -221,7 +237,8 @@ impl Pool {
     ) -> Result<(), DialError> {
         let sealed_here = || DialError::NotOpen("this node is sealed".into());
         let epoch = self.myself.epoch;
-        let proof = open_channel::client_proof(&*self.vault, exporter, ends, epoch).ok_or_else(sealed_here)?;
+        let proof =
+            open_channel::client_proof(&*self.vault, exporter, ends, epoch).ok_or_else(sealed_here)?;
         let answer = conn
             .call(Method::OpenProof, &proof, DIAL_TIMEOUT)
             .await

@@ -8,11 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use keystead_storage::{MAX_OPERATIONS, Outcome, Txn, operation_count};
-use openraft::{
-    errors::ClientWriteError,
-    impls::ProgressResponder,
-    raft::ClientWriteResult,
-};
+use openraft::{errors::ClientWriteError, impls::ProgressResponder, raft::ClientWriteResult};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
@@ -26,6 +22,8 @@ use crate::{
 
 /// Proposals in flight at most.
 pub const MAX_IN_FLIGHT: usize = 512;
+/// Records that one entry writes at most.
+pub const MAX_RECORDS: usize = 256;
 /// Bytes of proposals in flight at most.
 pub const MAX_BYTES_IN_FLIGHT: usize = 16 << 20;
 /// A new leader turns proposals away until its first quorum of acks; this is how long that is worth waiting
@@ -77,6 +75,9 @@ impl Proposer {
 
     /// Proposes a transaction and waits until it is applied here.
     pub async fn propose(&self, txn: Txn) -> Result<ProposeOutcome, ProposeError> {
+        if txn.writes.len() > MAX_RECORDS {
+            return Err(ProposeError::TooManyOperations { operations: txn.writes.len(), max: MAX_RECORDS });
+        }
         let operations = operation_count(&txn);
         if operations > MAX_OPERATIONS {
             return Err(ProposeError::TooManyOperations { operations, max: MAX_OPERATIONS });

@@ -142,14 +142,13 @@ impl Reads {
     async fn exchange(&self) -> Result<ReadBarrier, ReadError> {
         let leader = self.leadership.borrow().leader.as_ref().map(|leader| leader.incarnation);
         let leader = leader.ok_or(ReadError::NoLeader)?;
-        let answer = self
-            .pool
-            .call(leader, Channel::Open, Method::ReadIndex, &[], self.lease * 2)
-            .await
-            .map_err(|error| {
-                tracing::debug!(%error, "read index exchange failed");
-                ReadError::NoLeader
-            })?;
+        let answer =
+            self.pool.call(leader, Channel::Open, Method::ReadIndex, &[], self.lease * 2).await.map_err(
+                |error| {
+                    tracing::debug!(%error, "read index exchange failed");
+                    ReadError::NoLeader
+                },
+            )?;
         let mut reader = Reader::new(answer);
         let malformed = |_| ReadError::NoLeader;
         let (index, time) = (reader.u64().map_err(malformed)?, reader.u64().map_err(malformed)?);

@@ -129,12 +129,8 @@ impl Connections {
 
     fn add(&self, hello: &Hello, task: AbortHandle) -> u64 {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let live = Live {
-            incarnation: hello.incarnation,
-            boot_id: hello.boot_id,
-            heard: Instant::now(),
-            task,
-        };
+        let live =
+            Live { incarnation: hello.incarnation, boot_id: hello.boot_id, heard: Instant::now(), task };
         self.live.lock().insert(id, live);
         id
     }
@@ -298,7 +294,11 @@ impl Server {
         let mut streams: HashMap<u64, mpsc::Sender<AppendEntriesRequest<TypeConfig>>> = HashMap::new();
         loop {
             // Until the proof an open channel takes no more than a replication channel does.
-            let limit = if caller.proven.load(Ordering::Acquire) { limit } else { limit.min(frame::REPLICATION_LIMIT) };
+            let limit = if caller.proven.load(Ordering::Acquire) {
+                limit
+            } else {
+                limit.min(frame::REPLICATION_LIMIT)
+            };
             let Some(frame) = frame::read(&mut reader, limit).await? else { return Ok(()) };
             self.peers.frame(caller.hello.incarnation, frame.flags & frame::FLAG_SEALED != 0);
             match frame.kind {
@@ -315,7 +315,12 @@ impl Server {
                             return Err(std::io::Error::other("too many append streams"));
                         }
                         let (tx, rx) = mpsc::channel(APPENDS_PER_STREAM);
-                        tokio::spawn(self.clone().appends(caller.clone(), frame.stream, rx, outgoing.clone()));
+                        tokio::spawn(self.clone().appends(
+                            caller.clone(),
+                            frame.stream,
+                            rx,
+                            outgoing.clone(),
+                        ));
                         streams.insert(frame.stream, tx);
                     }
                     // A stream that has ended by itself (conflict, higher vote) takes no more; its end is on
@@ -502,8 +507,7 @@ impl Server {
         if !self.raft.is_leader() {
             return Err("this node does not lead".into());
         }
-        let peer =
-            Peer { incarnation: caller.hello.incarnation, node_id: caller.hello.node_id.clone() };
+        let peer = Peer { incarnation: caller.hello.incarnation, node_id: caller.hello.node_id.clone() };
         let vault = self.vault.clone();
         // A panic in a request must not take the connection along, and requests run beside, not on, the
         // threads of consensus.

@@ -229,10 +229,7 @@ mod tests {
         AppendEntriesRequest {
             vote: RaftVote::new_committed(3, 9),
             prev_log_id: Some(id(2, 6)),
-            entries: vec![
-                RaftEntry::new_normal(id(3, 7), Proposal(payload)),
-                RaftEntry::new_blank(id(3, 8)),
-            ],
+            entries: vec![RaftEntry::new_normal(id(3, 7), Proposal(payload)), RaftEntry::new_blank(id(3, 8))],
             leader_commit: None,
         }
     }

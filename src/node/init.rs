@@ -4,15 +4,13 @@ use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use keystead_raft::{
-    Directory, DirectoryMember, Identity, ProposeOutcome, Replicated as _, fresh_incarnation, hello::FEATURE_LEVEL,
+    Directory, DirectoryMember, Identity, ProposeOutcome, Replicated as _, fresh_incarnation,
+    hello::FEATURE_LEVEL,
 };
 use keystead_storage::{Check, RequestId, Txn, Write, datadir::write_file_durably};
 use keystead_tls::{ClusterCa, ClusterId, NodeKey, PeerName};
 
-use super::{
-    ClusterName, Node, OpenKeys, StartError, records,
-    shares::uuid_text,
-};
+use super::{ClusterName, Node, OpenKeys, StartError, records, shares::uuid_text};
 use crate::{
     barrier::Keyring,
     core::{
@@ -65,7 +63,9 @@ fn params(request: &InitRequest) -> Result<InitParams, ApiError> {
         ));
     }
     if !request.pgp_keys.is_empty() || !request.root_token_pgp_key.is_empty() {
-        return Err(ApiError::invalid("shares encrypted to PGP keys are not built yet: init without pgp_keys"));
+        return Err(ApiError::invalid(
+            "shares encrypted to PGP keys are not built yet: init without pgp_keys",
+        ));
     }
     let (shares, threshold) = (request.secret_shares, request.secret_threshold);
     if shares == 0 {
@@ -112,7 +112,9 @@ impl Node {
         let output = seal::init(&params).map_err(invalid_config)?;
         let founding = self.found().map_err(|e| ApiError::internal("founding a cluster", &e))?;
         let dir = self.data_dir();
-        let failed = |e: &dyn std::fmt::Display| ApiError::Internal(format!("initialisation failed: {e}; nothing was kept"));
+        let failed = |e: &dyn std::fmt::Display| {
+            ApiError::Internal(format!("initialisation failed: {e}; nothing was kept"))
+        };
         write_file_durably(&dir.join(MARKER), b"", 0o600).map_err(|e| failed(&e))?;
         let result = self.establish(&params, output, founding).await;
         self.provisional.write().take();
@@ -175,7 +177,8 @@ impl Node {
         *self.provisional.write() = Some(keys.clone());
 
         let root_token = self.settings.dev_root_token.clone().unwrap_or_else(random_token);
-        let writes = self.first_writes(params, &keys, &seal_config.encode(), sealed_keyring, &founding, &root_token)?;
+        let writes =
+            self.first_writes(params, &keys, &seal_config.encode(), sealed_keyring, &founding, &root_token)?;
         founding.identity.save(&self.data_dir()).map_err(|e| failed("saving the identity")(&e))?;
         let identity = Arc::new(founding.identity);
         let replica = self
@@ -216,9 +219,7 @@ impl Node {
             founding.ca.cert_der(),
             &founding.ca.key_pkcs8_der(),
         );
-        let directory = founding
-            .directory
-            .seal(|signed| Ok::<_, ApiError>(keys.directory_mac(signed)))?;
+        let directory = founding.directory.seal(|signed| Ok::<_, ApiError>(keys.directory_mac(signed)))?;
         let put = |key, value: Vec<u8>| Write::Put { key, value: value.into() };
         let mut writes = vec![
             put(records::seal_config_key(), seal_config.to_vec()),

@@ -176,8 +176,14 @@ struct Reply<'a> {
 
 impl Reply<'_> {
     fn mac(&self, keys: &OpenKeys) -> crate::barrier::Mac {
-        let parts =
-            [self.challenge, self.answer_mac, self.certificate, self.ca_certificate, self.directory, self.params];
+        let parts = [
+            self.challenge,
+            self.answer_mac,
+            self.certificate,
+            self.ca_certificate,
+            self.directory,
+            self.params,
+        ];
         keys.join_mac(REPLY_TAG, &parts)
     }
 }
@@ -283,7 +289,12 @@ impl Node {
         }
     }
 
-    async fn attempt(&self, target: &JoinTarget, config: &SealConfig, keys: &OpenKeys) -> Result<(), Attempt> {
+    async fn attempt(
+        &self,
+        target: &JoinTarget,
+        config: &SealConfig,
+        keys: &OpenKeys,
+    ) -> Result<(), Attempt> {
         let offer = self.challenge_of(target).await?;
         let same = offer.config.vault_id == config.vault_id
             && offer.config.root_commitment == config.root_commitment;
@@ -493,17 +504,22 @@ impl Node {
     }
 
     /// Judges an answer and lets the node in.
-    pub(super) async fn judge_answer(&self, body: Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
+    pub(super) async fn judge_answer(
+        &self,
+        body: Map<String, Value>,
+    ) -> Result<Map<String, Value>, ApiError> {
         let replica = self.replica().ok_or(ApiError::Sealed)?;
         let keys = self.keys.read().clone().ok_or(ApiError::Sealed)?;
         let invalid = || ApiError::invalid("invalid answer given");
-        let challenge: [u8; 32] = bytes(&body, "challenge").and_then(|c| c.try_into().ok()).ok_or_else(invalid)?;
+        let challenge: [u8; 32] =
+            bytes(&body, "challenge").and_then(|c| c.try_into().ok()).ok_or_else(invalid)?;
         if !self.challenges.take(&challenge) {
             // Another leader may have issued it, or it is old: a fresh one helps, so this is not a 400.
             return Err(ApiError::Busy("the challenge is unknown or too old; ask for another".into()));
         }
         let field = |name| text(&body, name).ok_or_else(invalid);
-        let (node_id, cluster_addr, api_addr) = (field("server_id")?, field("cluster_addr")?, field("api_addr")?);
+        let (node_id, cluster_addr, api_addr) =
+            (field("server_id")?, field("cluster_addr")?, field("api_addr")?);
         let incarnation = u64::from_str_radix(field("incarnation")?, 16).map_err(|_| invalid())?;
         let csr = bytes(&body, "csr").ok_or_else(invalid)?;
         let mac = bytes(&body, "mac").ok_or_else(invalid)?;
@@ -532,8 +548,7 @@ impl Node {
         let cluster_id = replica.directory().cluster_id;
         let name = PeerName { cluster_id: ClusterId(cluster_id), node_id: node_id.to_owned(), incarnation };
         let certificate = ca.sign_csr(&csr, &name).map_err(|_| invalid())?;
-        let spki_sha256 =
-            keystead_tls::peer_identity(&certificate).map_err(|_| invalid())?.spki_sha256;
+        let spki_sha256 = keystead_tls::peer_identity(&certificate).map_err(|_| invalid())?.spki_sha256;
         let member = DirectoryMember {
             incarnation,
             node_id: node_id.to_owned(),
@@ -583,7 +598,9 @@ impl Node {
 pub fn join_error(error: JoinError) -> ApiError {
     match error {
         JoinError::NotLeader => ApiError::NoLeader,
-        JoinError::InUse { .. } | JoinError::Removed | JoinError::LastVoter => ApiError::invalid(error.to_string()),
+        JoinError::InUse { .. } | JoinError::Removed | JoinError::LastVoter => {
+            ApiError::invalid(error.to_string())
+        }
         JoinError::Propose(_) => ApiError::Busy(error.to_string()),
         JoinError::Directory(_) => ApiError::internal("the directory", &error),
     }

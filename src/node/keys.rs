@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     barrier::{
-        Barrier, Directory, Join, Keyring, KeyringError, LogTag, LogTagError, Mac, Peer,
-VaultId, derive,
+        Barrier, Directory, Join, Keyring, KeyringError, LogTag, LogTagError, Mac, Peer, VaultId, derive,
     },
     core::node_ops::Unsealed,
     seal::SealConfig,

@@ -115,7 +115,8 @@ impl Node {
     pub async fn start(settings: NodeSettings) -> Result<Arc<Self>, StartError> {
         init::undo_interrupted(settings.dir.path())?;
         let identity = Identity::load(settings.dir.path())?;
-        let joining = join::Joining::new(settings.non_voter).map_err(keystead_raft::replica::StartError::from)?;
+        let joining =
+            join::Joining::new(settings.non_voter).map_err(keystead_raft::replica::StartError::from)?;
         let targets = settings.retry_join.clone();
         let node = Arc::new_cyclic(|me| Self {
             targets: RwLock::new(targets),
@@ -156,9 +157,9 @@ impl Node {
         tokio::spawn(sweep(Arc::downgrade(core), self.stopping.subscribe()));
     }
 
-    /// Watches for a reason to stop serving: damage, divergence, a failed disk.
-    pub fn latched(&self) -> watch::Receiver<Option<String>> {
-        self.latched.subscribe()
+    /// Why this node has stopped serving, if it has: damage, divergence, a failed disk.
+    pub fn latch_reason(&self) -> Option<String> {
+        self.latched.borrow().clone()
     }
 
     /// The node will stop: hands leadership over while requests are still answered, so that clients see no

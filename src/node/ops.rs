@@ -134,7 +134,10 @@ impl NodeOps for Node {
         Box::pin(self.seal_now())
     }
 
-    fn raft_challenge(&self, _body: Map<String, Value>) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>> {
+    fn raft_challenge(
+        &self,
+        _body: Map<String, Value>,
+    ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>> {
         Box::pin(self.issue_challenge())
     }
 

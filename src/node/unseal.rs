@@ -40,6 +40,9 @@ impl Node {
         if configs.is_empty() {
             return Err(ApiError::invalid("Vault is not initialized"));
         }
+        if let Some(reason) = self.latch_reason() {
+            return Err(ApiError::Internal(format!("this node has stopped serving: {reason}")));
+        }
         let share = Share::parse(key.expose()).map_err(|e| ApiError::invalid(shares::text_error(&e)))?;
         if request.migrate {
             return Err(ApiError::Internal("can't perform a seal migration, no migration seal found".into()));
@@ -72,7 +75,9 @@ impl Node {
     async fn open(self: Arc<Self>, config: SealConfig, root: RootKey) -> Result<(), ApiError> {
         if self.replica().is_none() {
             self.clone().join_with(&config, &root).await.map_err(|failure| match failure {
-                JoinFailure::Refused(text) => ApiError::Internal(format!("failed to join raft cluster: {text}")),
+                JoinFailure::Refused(text) => {
+                    ApiError::Internal(format!("failed to join raft cluster: {text}"))
+                }
                 JoinFailure::Stopped => ApiError::Internal("this node is shutting down".into()),
             })?;
         }
@@ -128,7 +133,9 @@ impl Node {
         if let Some(replica) = &replica
             && !replica.transfer_away(HAND_OVER).await
         {
-            tracing::warn!("no unsealed voter is there to lead: the cluster will not serve until one is unsealed");
+            tracing::warn!(
+                "no unsealed voter is there to lead: the cluster will not serve until one is unsealed"
+            );
         }
         self.drop_keys();
         if let Some(replica) = &replica {

@@ -26,7 +26,9 @@ impl Node {
         };
         match reloaded {
             Ok(keys) => *self.keys.write() = Some(Arc::new(keys)),
-            Err(error) => VaultSide::latched(self, &format!("the keyring cannot be opened after a change: {error}")),
+            Err(error) => {
+                VaultSide::latched(self, &format!("the keyring cannot be opened after a change: {error}"))
+            }
         }
     }
 }
@@ -86,14 +88,19 @@ impl VaultSide for Node {
         })
     }
 
+    /// A latched node seals itself: it has nothing to say that could be relied upon.
     fn latched(&self, reason: &str) {
-        tracing::error!(reason, "this node stops serving");
-        self.latched.send_if_modified(|latched| {
+        let first = self.latched.send_if_modified(|latched| {
             let first = latched.is_none();
             if first {
                 *latched = Some(reason.to_owned());
             }
             first
         });
+        if first {
+            tracing::error!(reason, "this node has stopped serving and sealed itself");
+            metrics::gauge!("keystead_node_latched").set(1.0);
+            self.drop_keys();
+        }
     }
 }

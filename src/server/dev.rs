@@ -60,7 +60,8 @@ pub async fn single(args: &ServerArgs) -> Result<(), Failure> {
     let server = Server::start(&config, Dev { mounts: true, parent: false, root_token }).await?;
     say(&server.banner(&config));
 
-    let failed = |e: crate::core::error::ApiError| Failure(format!("the development server cannot start: {e}"));
+    let failed =
+        |e: crate::core::error::ApiError| Failure(format!("the development server cannot start: {e}"));
     let request = InitRequest { secret_shares: 1, secret_threshold: 1, ..InitRequest::default() };
     let init = server.node.init(request).await.map_err(failed)?;
     let key = init.keys_base64.first().cloned();
@@ -174,8 +175,10 @@ fn spawn(args: &ServerArgs, dir: &Path) -> Result<Vec<DevNode>, Failure> {
     for n in 0..args.dev_nodes {
         let name = format!("n{}", n + 1);
         let (api, cluster) = port(n)?;
-        let others = apis.iter().enumerate().filter(|(other, _)| *other != n as usize).map(|(_, api)| api.as_str());
-        let config = node_config(&name, dir, &host, (api, cluster), others, [&ca_file, &cert_file, &key_file]);
+        let others =
+            apis.iter().enumerate().filter(|(other, _)| *other != n as usize).map(|(_, api)| api.as_str());
+        let config =
+            node_config(&name, dir, &host, (api, cluster), others, [&ca_file, &cert_file, &key_file]);
         let file = dir.join(format!("{name}.json"));
         std::fs::write(&file, config.to_string())?;
         let log_file = dir.join(format!("{name}.log"));
@@ -186,12 +189,8 @@ fn spawn(args: &ServerArgs, dir: &Path) -> Result<Vec<DevNode>, Failure> {
             command.env(DEV_ROOT_TOKEN, token);
         }
         // Its own process group, so that Ctrl-C reaches the parent alone, and a pipe that ends with the parent.
-        let child = command
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()?;
+        let child =
+            command.process_group(0).stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log).spawn()?;
         let client = client(&apis[n as usize], &ca_file)?;
         let cluster = format!("https://{host}:{cluster}");
         nodes.push(DevNode { name, api: apis[n as usize].clone(), cluster, log: log_file, child, client });
@@ -231,11 +230,18 @@ fn client(address: &str, ca: &Path) -> Result<Client, Failure> {
 }
 
 impl DevNode {
-    async fn call(&self, method: &str, path: &str, body: Option<Value>, token: Option<&str>) -> Result<Value, Failure> {
+    async fn call(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+        token: Option<&str>,
+    ) -> Result<Value, Failure> {
         let body = body.map(|body| Bytes::from(body.to_string()));
         let mut headers = Vec::new();
         if let Some(token) = token {
-            headers.push((http::HeaderName::from_static("x-vault-token"), http::HeaderValue::from_str(token)?));
+            headers
+                .push((http::HeaderName::from_static("x-vault-token"), http::HeaderValue::from_str(token)?));
         }
         let response = self.client.request(method, path, body, &headers).await?;
         let text = String::from_utf8_lossy(&response.body);
@@ -250,7 +256,11 @@ impl DevNode {
         let status = self.child.try_wait().ok()??;
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let from = log.trim_end().rmatch_indices('\n').nth(LOG_TAIL).map_or(0, |(at, _)| at + 1);
-        Some(Failure(format!("node {} has ended ({status}); its log ends with:\n{}", self.name, &log[from..])))
+        Some(Failure(format!(
+            "node {} has ended ({status}); its log ends with:\n{}",
+            self.name,
+            &log[from..]
+        )))
     }
 }
 
@@ -332,7 +342,8 @@ fn report(nodes: &[DevNode], init: &Opened, dir: &Path, took: Duration) -> Strin
         took.as_secs_f64()
     );
     for node in nodes {
-        text += &format!("    {}: {} (cluster {}, pid {})\n", node.name, node.api, node.cluster, node.child.id());
+        text +=
+            &format!("    {}: {} (cluster {}, pid {})\n", node.name, node.api, node.cluster, node.child.id());
     }
     text += "\n";
     for (n, share) in init.shares.iter().enumerate() {

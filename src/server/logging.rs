@@ -96,7 +96,10 @@ pub fn install(level: LogLevel, format: LogFormat, file: Option<&Path>) -> io::R
     let ours = ["keystead", "keystead_raft", "keystead_storage", "keystead_tls"];
     let filter = Targets::new()
         .with_default(LevelFilter::WARN.min(level))
-        .with_target("openraft", if level >= LevelFilter::TRACE { LevelFilter::DEBUG } else { LevelFilter::OFF })
+        .with_target(
+            "openraft",
+            if level >= LevelFilter::TRACE { LevelFilter::DEBUG } else { LevelFilter::OFF },
+        )
         .with_targets(ours.map(|target| (target, level)));
     let layer = tracing_subscriber::fmt::layer().with_writer(lines).with_ansi(false);
     let layer = match format {

@@ -8,7 +8,10 @@ use std::{
 };
 
 use keystead_raft::ClusterParams;
-use keystead_storage::{DataDir, datadir::{read_file, write_file_durably}};
+use keystead_storage::{
+    DataDir,
+    datadir::{read_file, write_file_durably},
+};
 use keystead_tls::{ApiTls, ApiTlsFiles, ClientTls, MinVersion};
 use tokio::sync::watch;
 
@@ -16,8 +19,8 @@ use super::{Failure, say, stop, tls_source};
 use crate::{
     api,
     config::{
-        LinearizableReads, ListenAddress, ListenerConfig, ListenerTls, RaftStorageConfig, RetryJoin, ServerConfig,
-        StorageConfig, TcpListenerConfig, TlsVersion,
+        LinearizableReads, ListenAddress, ListenerConfig, ListenerTls, RaftStorageConfig, RetryJoin,
+        ServerConfig, StorageConfig, TcpListenerConfig, TlsVersion,
     },
     core::{Core, Settings},
     node::{JoinTarget, Node, NodeSettings, uuid},
@@ -130,7 +133,10 @@ impl Server {
         for (n, (listener, tls)) in self.listeners.iter().enumerate() {
             let address = listener.local_addr().map(|a| a.to_string()).unwrap_or_default();
             let tls = if tls.is_some() { "enabled" } else { "disabled" };
-            let text = format!("tcp (addr: \"{address}\", cluster address: \"{}\", tls: \"{tls}\")", self.cluster_addr);
+            let text = format!(
+                "tcp (addr: \"{address}\", cluster address: \"{}\", tls: \"{tls}\")",
+                self.cluster_addr
+            );
             rows.push((format!("Listener {}", n + 1), text));
         }
         rows.push(("Log Level".to_owned(), config.log_level.as_str().to_owned()));
@@ -147,7 +153,8 @@ impl Server {
     pub async fn run(self) -> Result<(), Failure> {
         let (stop_tx, stop_rx) = watch::channel(false);
         let mut serving = tokio::task::JoinSet::new();
-        let certificates: Vec<Arc<ApiTls>> = self.listeners.iter().filter_map(|(_, tls)| tls.clone()).collect();
+        let certificates: Vec<Arc<ApiTls>> =
+            self.listeners.iter().filter_map(|(_, tls)| tls.clone()).collect();
         for (listener, tls) in self.listeners {
             let tls = tls.as_ref().map(tls_source);
             serving.spawn(api::serve(listener, tls, self.core.clone(), stop_rx.clone()));
@@ -157,7 +164,9 @@ impl Server {
             for certificate in &certificates {
                 match certificate.reload() {
                     Ok(()) => tracing::info!("listener certificate reloaded"),
-                    Err(error) => tracing::error!(%error, "listener certificate kept: the new one cannot be used"),
+                    Err(error) => {
+                        tracing::error!(%error, "listener certificate kept: the new one cannot be used")
+                    }
                 }
             }
         })
@@ -188,7 +197,9 @@ fn bind(address: &ListenAddress) -> Result<TcpListener, Failure> {
             io::ErrorKind::AddrInUse => {
                 "bind: address already in use: another process listens there; stop it or choose another address"
             }
-            io::ErrorKind::AddrNotAvailable => "bind: cannot assign requested address: this machine does not have it",
+            io::ErrorKind::AddrNotAvailable => {
+                "bind: cannot assign requested address: this machine does not have it"
+            }
             io::ErrorKind::PermissionDenied => "bind: permission denied: ports below 1024 need a privilege",
             _ => "bind failed",
         };

@@ -1,0 +1,99 @@
+//! What happens when the state changes: the directory's cache, the connections and the vault are told before the
+//! applied index is published.
+
+use std::sync::Arc;
+
+use keystead_storage::{LogId, Observer, RecordKey, SealedState};
+use tokio::sync::watch;
+
+use crate::{
+    clock::ClusterClock,
+    directory::{Directory, DirectoryCache},
+    machine::Latch,
+    vault_side::VaultSide,
+};
+
+/// Hands the state's changes on: to the directory's cache, the connections, the vault.
+pub struct Changes {
+    /// Stops apply.
+    pub latch: Arc<Latch>,
+    /// The state that is observed.
+    pub state: std::sync::Weak<dyn SealedState>,
+    /// Who is a member.
+    pub directory: Arc<DirectoryCache>,
+    /// The vault.
+    pub vault: Arc<dyn VaultSide>,
+    /// Cluster time.
+    pub clock: Arc<ClusterClock>,
+    /// Told of every member that is removed.
+    pub tombstoned: watch::Sender<u64>,
+}
+
+impl Changes {
+    fn reload_directory(&self) {
+        let Some(state) = self.state.upgrade() else { return };
+        if let Some(directory) = read_directory(&*state, &*self.vault) {
+            for gone in &directory.tombstones {
+                if self.directory.current().member(*gone).is_some() {
+                    self.tombstoned.send_replace(*gone);
+                }
+            }
+            self.directory.set(directory);
+        }
+    }
+}
+
+impl Observer for Changes {
+    fn applied(&self, _log_id: LogId, changed: &[RecordKey]) {
+        let key = Directory::key();
+        if changed.contains(&key) {
+            self.reload_directory();
+        }
+        if let Some(state) = self.state.upgrade() {
+            self.clock.at_least(state.applied().cluster_time_ms);
+        }
+        self.vault.applied(changed);
+    }
+
+    fn replaced(&self) {
+        self.reload_directory();
+        self.vault.replaced();
+    }
+
+    fn digest_mismatch(&self, index: u64) {
+        tracing::error!(
+            index,
+            "this node's state differs from the leader's: it has diverged; rebuild it from its peers"
+        );
+        metrics::counter!("keystead_state_digest_mismatches").increment(1);
+        let reason = format!(
+            "the state's digest at index {index} differs from the leader's: rebuild this node from its peers: stop it, move its data directory away and start it again so that it joins anew"
+        );
+        self.latch.set(&reason);
+        self.vault.latched(&reason);
+    }
+}
+
+/// The directory of the local state. A damaged or edited one latches the vault and is not handed out.
+pub fn read_directory(state: &dyn SealedState, vault: &dyn VaultSide) -> Option<Directory> {
+    let record = match state.get(&Directory::key()) {
+        Ok(record) => record?,
+        Err(error) => {
+            tracing::error!(%error, "the directory cannot be read");
+            return None;
+        }
+    };
+    match Directory::open(&record.value) {
+        Ok((directory, mac)) => {
+            if directory.verify(&mac, vault) == Some(false) {
+                vault.latched("the directory's MAC is wrong: it was edited on disk; rebuild this node from its peers: stop it, move its data directory away and start it again so that it joins anew");
+                return None;
+            }
+            Some(directory)
+        }
+        Err(error) => {
+            vault.latched(&format!("the directory is damaged: {error}"));
+            None
+        }
+    }
+}
