@@ -155,6 +155,7 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
+    #[cfg(not(feature = "test-no-request-window"))]
     use crate::ids::RequestId;
     use crate::window::Remembered;
 

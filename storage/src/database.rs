@@ -10,7 +10,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::datadir::{self, MIN_FREE_BYTES};
 use crate::error::StorageError;
@@ -19,6 +19,9 @@ use crate::log::SyncStats;
 /// Segments of 8 MiB: a leaf of 17 values of 64 KiB stays below a quarter of it, past which sled would
 /// move it to a blob. It cannot be changed once a database exists.
 const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
+/// How long an earlier instance in this process may take to let go of the file.
+const RELEASE_WAIT: Duration = Duration::from_secs(10);
+const RELEASE_POLL: Duration = Duration::from_millis(2);
 /// Most operations in one batch; sled leaks memory on batches of a thousand.
 pub(crate) const BATCH_OPERATIONS: usize = 512;
 
@@ -43,7 +46,7 @@ impl Database {
             .segment_size(SEGMENT_BYTES)
             .cache_capacity(cache_bytes)
             .flush_every_ms(None);
-        let db = guarded(dir, || config.open().map_err(|e| StorageError::sled("open database", dir, e)))?;
+        let db = guarded(dir, || open_when_released(&config, dir))?;
         let path = dir.join("db");
         let file = File::open(&path)
             .map_err(|e| StorageError::io(format!("open {} to sync it", path.display()), e))?;
@@ -112,6 +115,25 @@ impl Database {
         match entries.next() {
             None => Ok(()),
             Some(_) => Err(StorageError::damaged(format!("{} is not empty", path.display()))),
+        }
+    }
+}
+
+/// Opens the database, waiting for an earlier instance in this process to let go of its file.
+///
+/// sled's own threads may hold the file for a moment after the last handle is dropped. That it is another
+/// process is ruled out by the lock of the data directory.
+fn open_when_released(config: &sled::Config, dir: &Path) -> Result<sled::Db, StorageError> {
+    let deadline = Instant::now() + RELEASE_WAIT;
+    loop {
+        match config.open() {
+            Err(sled::Error::Io(e)) if e.to_string().contains("could not acquire lock") => {
+                if Instant::now() > deadline {
+                    return Err(StorageError::InUse { path: dir.to_owned() });
+                }
+                std::thread::sleep(RELEASE_POLL);
+            }
+            result => return result.map_err(|e| StorageError::sled("open database", dir, e)),
         }
     }
 }

@@ -91,7 +91,7 @@ impl LogView {
     /// Takes note that records up to `last`, which were queued before any truncation still listed, are
     /// on the disk.
     pub fn made_durable(&mut self, last: u64) {
-        let kept = self.truncations.iter().fold(Some(last), |last, kept| last.min(*kept));
+        let kept = self.truncations.iter().copied().min().map_or(Some(last), |kept| kept.min(Some(last)));
         self.set_durable(self.durable.max(kept));
         self.evict();
     }
