@@ -116,7 +116,7 @@ impl Drop for DevNode {
 /// Several real processes of this binary under one parent: TLS everywhere, initialised, unsealed.
 pub async fn cluster(args: &ServerArgs) -> Result<(), Failure> {
     let started = Instant::now();
-    if args.dev_nodes % 2 == 0 {
+    if args.dev_nodes.is_multiple_of(2) {
         return Err(Failure(format!(
             "-dev-nodes={} is even: a cluster needs an odd number of nodes, for an even one survives no more failures than one node fewer",
             args.dev_nodes

@@ -75,8 +75,7 @@ async fn configured(args: &ServerArgs) -> Result<(), Failure> {
     let server = start::Server::start(&config, start::Dev::of_environment()).await?;
     say(&server.banner(&config));
     say("==> Keystead server started! Log data will stream in below:\n");
-    let ended = server.run().await;
-    ended
+    server.run().await
 }
 
 /// What is done once per process: log, metrics, memory.
@@ -90,6 +89,12 @@ fn prepare_process(args: &ServerArgs, config: &ServerConfig) -> Result<(), Failu
         None => config.log_format,
     };
     install_log(level, format, config.log_file.as_deref())?;
+    // A panic's message may hold what was being worked on; its place is enough to find it.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, "a task panicked");
+        metrics::counter!("keystead_panics").increment(1);
+    }));
     secret::set_mlock(!config.disable_mlock);
     if let Err(error) = secret::disable_core_dumps() {
         tracing::warn!(%error, "core dumps cannot be switched off: a crash may write keys to the disk");

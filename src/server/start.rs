@@ -119,7 +119,8 @@ impl Server {
         })
         .await
         .map_err(|e| Failure(format!("error initializing storage of type raft: {e}")))?;
-        let core = Core::new(node.clone(), Settings::default());
+        let unauthenticated_metrics = tcp.iter().any(|listener| listener.unauthenticated_metrics_access);
+        let core = Core::new(node.clone(), Settings { unauthenticated_metrics, ..Settings::default() });
         node.attach(&core);
         Ok(Self { node, core, listeners, api_addr, cluster_addr, parent: dev.parent })
     }
