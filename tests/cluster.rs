@@ -76,7 +76,7 @@ async fn three_nodes_are_set_up_by_the_command_line_and_vote_within_five_seconds
     assert_eq!(enabled, "Success! Enabled the kv-v2 secrets engine at: secret/\n");
     let put = run(&clis[0], &["kv", "put", "secret/app/db", "password=s3cr3t"]).await;
     let lines = squeezed(&put);
-    assert_eq!(lines[..2], ["== Secret Path ==", "secret/data/app/db"]);
+    assert_eq!(lines[..2], ["=== Secret Path ===", "secret/data/app/db"]);
     assert!(lines.contains(&"version 1".to_owned()), "{put}");
     for cli in &clis {
         assert_eq!(run(cli, &["kv", "get", "-field=password", "secret/app/db"]).await.trim_end(), "s3cr3t");
@@ -98,7 +98,7 @@ async fn the_command_line_speaks_as_vaults_does() {
     assert_eq!(squeezed(&run(&cli, &["kv", "list", "secret/"]).await), ["Keys", "----", "a", "f/"]);
     let got = squeezed(&run(&cli, &["kv", "get", "secret/a"]).await);
     assert_eq!(got[..3], ["== Secret Path ==", "secret/data/a", "======= Metadata ======="]);
-    assert_eq!(got[got.len() - 5..], ["====== Data ======", "Key Value", "--- -----", "x 1", "y two"]);
+    assert_eq!(got[got.len() - 5..], ["== Data ==", "Key Value", "--- -----", "x 1", "y two"]);
     let envelope: Value = serde_json::from_str(&run(&cli, &["kv", "get", "-format=json", "secret/a"]).await).unwrap();
     assert_eq!(envelope["data"]["data"], json!({ "x": "1", "y": "two" }));
     assert_eq!(envelope["data"]["metadata"]["version"], 1);

@@ -122,16 +122,11 @@ async fn a_wiped_node_comes_back_as_a_new_incarnation_in_its_old_place() {
     node.kill();
     node.wipe().unwrap();
     node.start().await.unwrap();
-    // Its old incarnation has to have been silent for ten seconds; it goes on trying by itself.
-    let unsealed = cluster.unseal(node).await;
-    if unsealed.is_err() {
-        wait::until("the wiped node to be open", SOON, || async {
-            let status = node.seal_status().await.map_err(|error| error.to_string())?;
-            if status["sealed"] == false { Ok(()) } else { Err(status.to_string()) }
-        })
-        .await
-        .unwrap();
-    }
+    // Its old incarnation has to have been silent for ten seconds; until then the shares are refused, with that
+    // advice.
+    let too_soon = cluster.unseal(node).await.unwrap_err().to_string();
+    assert!(too_soon.contains(&node.name()) && too_soon.contains("silent for 10 s"), "{too_soon}");
+    wait::until("the place to be free", SOON, || cluster.unseal(node)).await.unwrap();
     cluster.voters(3, SOON).await.unwrap();
     assert_eq!(cluster.servers().await.unwrap().len(), 3, "the old incarnation is gone");
     assert_ne!(std::fs::read(node.data().join("identity")).unwrap(), before);

@@ -57,11 +57,12 @@ where
     Ok(answer)
 }
 
-/// The status of a raw HTTP/1.1 answer.
+/// The status of a raw HTTP/1 answer.
 pub fn status(answer: &[u8]) -> Option<u16> {
     let line = answer.split(|byte| *byte == b'\r').next()?;
     let text = std::str::from_utf8(line).ok()?;
-    text.strip_prefix("HTTP/1.1 ")?.split(' ').next()?.parse().ok()
+    let rest = text.strip_prefix("HTTP/1.1 ").or_else(|| text.strip_prefix("HTTP/1.0 "))?;
+    rest.split(' ').next()?.parse().ok()
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! Looks for plaintext where only ciphertext should be.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use base64::{Engine as _, engine::general_purpose};
 
@@ -62,6 +65,7 @@ pub fn scan(paths: &[&Path], texts: &[&str]) -> Result<Vec<Finding>> {
         return Err(Error::Broken(format!("{short:?} would be found by chance")));
     }
     let needles: Vec<Needle> = texts.iter().map(|text| Needle::new(text)).collect();
+    let index = Index::new(&needles);
     let mut findings = Vec::new();
     for file in files(paths)? {
         let bytes = match std::fs::read(&file) {
@@ -70,15 +74,49 @@ pub fn scan(paths: &[&Path], texts: &[&str]) -> Result<Vec<Finding>> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(Error::io(file.display().to_string())(error)),
         };
-        for needle in &needles {
-            for (form, form_bytes) in &needle.forms {
-                if contains(&bytes, form_bytes) {
-                    findings.push(Finding { file: file.clone(), text: needle.text.clone(), form });
-                }
-            }
+        for (text, form) in index.found(&bytes) {
+            findings.push(Finding { file: file.clone(), text: text.into(), form });
         }
     }
     Ok(findings)
+}
+
+/// All forms of all texts by their first two bytes, so that one pass over a file looks for everything.
+struct Index<'a> {
+    forms: Vec<(&'a str, &'static str, &'a [u8])>,
+    by_start: Vec<Vec<usize>>,
+}
+
+impl<'a> Index<'a> {
+    fn new(needles: &'a [Needle]) -> Self {
+        let forms: Vec<_> = needles
+            .iter()
+            .flat_map(|needle| needle.forms.iter().map(|(form, bytes)| (&*needle.text, *form, &bytes[..])))
+            .collect();
+        let mut by_start = vec![Vec::new(); 1 << 16];
+        for (number, (_, _, bytes)) in forms.iter().enumerate() {
+            by_start[start(bytes[0], bytes[1])].push(number);
+        }
+        Self { forms, by_start }
+    }
+
+    /// Which texts are there, and in which form; each once.
+    fn found(&self, bytes: &[u8]) -> BTreeSet<(&'a str, &'static str)> {
+        let mut found = BTreeSet::new();
+        for (at, pair) in bytes.windows(2).enumerate() {
+            for number in &self.by_start[start(pair[0], pair[1])] {
+                let (text, form, form_bytes) = self.forms[*number];
+                if bytes[at..].starts_with(form_bytes) {
+                    found.insert((text, form));
+                }
+            }
+        }
+        found
+    }
+}
+
+fn start(first: u8, second: u8) -> usize {
+    usize::from(first) << 8 | usize::from(second)
 }
 
 /// Every file below some paths.
@@ -99,19 +137,6 @@ pub fn files(paths: &[&Path]) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
-}
-
-/// Whether `part` is in `bytes`: by its rarest-looking byte first, for the haystacks are megabytes.
-fn contains(bytes: &[u8], part: &[u8]) -> bool {
-    let Some((first, rest)) = part.split_first() else { return true };
-    let mut at = 0;
-    while let Some(found) = bytes[at..].iter().position(|byte| byte == first) {
-        at += found + 1;
-        if bytes[at..].starts_with(rest) {
-            return true;
-        }
-    }
-    false
 }
 
 #[cfg(test)]
