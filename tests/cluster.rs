@@ -32,10 +32,15 @@ async fn three_nodes_are_set_up_by_the_command_line_and_vote_within_five_seconds
 
     let uninitialised = clis[0].run(&["status"]).await.unwrap();
     assert_eq!(uninitialised.code, 2, "{}", uninitialised.stderr);
-    assert!(squeezed(&uninitialised.stdout).contains(&"Initialized false".to_owned()), "{}", uninitialised.stdout);
+    assert!(
+        squeezed(&uninitialised.stdout).contains(&"Initialized false".to_owned()),
+        "{}",
+        uninitialised.stdout
+    );
 
     let made = run(&clis[0], &["operator", "init"]).await;
-    let shares: Vec<&str> = (1..=5).map(|n| value_after(&made, &format!("Unseal Key {n}:")).unwrap()).collect();
+    let shares: Vec<&str> =
+        (1..=5).map(|n| value_after(&made, &format!("Unseal Key {n}:")).unwrap()).collect();
     let token = value_after(&made, "Initial Root Token:").unwrap();
     assert!(token.starts_with("hvs.") && token.len() == 28, "the root token has Vault's form");
 
@@ -57,19 +62,26 @@ async fn three_nodes_are_set_up_by_the_command_line_and_vote_within_five_seconds
     let last_share = Instant::now();
     let clis: Vec<Cli> = clis.into_iter().map(|cli| cli.with("VAULT_TOKEN", token)).collect();
     let peers = wait::until("three voters", Duration::from_secs(20), || async {
-        let output = clis[0].run(&["operator", "raft", "list-peers"]).await.map_err(|error| error.to_string())?;
+        let output =
+            clis[0].run(&["operator", "raft", "list-peers"]).await.map_err(|error| error.to_string())?;
         let lines = squeezed(&output.stdout);
         let voters = lines.iter().filter(|line| line.ends_with(" true")).count();
         if voters == 3 { Ok(lines) } else { Err(format!("{}{}", output.stdout, output.stderr)) }
     })
     .await
     .unwrap();
-    assert!(last_share.elapsed() < common::at_most(Duration::from_secs(5)), "took {:?}", last_share.elapsed());
+    assert!(
+        last_share.elapsed() < common::at_most(Duration::from_secs(5)),
+        "took {:?}",
+        last_share.elapsed()
+    );
     assert_eq!(peers[0], "Node Address State Voter");
     assert_eq!(peers.iter().filter(|line| line.contains(" leader ")).count(), 1);
     assert_eq!(peers.iter().filter(|line| line.contains(" follower ")).count(), 2);
     for (at, line) in (0..3).zip(&peers[2..]) {
-        assert!(line.contains(&cluster.at(at).config().cluster_advertised.to_string()) || line.starts_with('n'));
+        assert!(
+            line.contains(&cluster.at(at).config().cluster_advertised.to_string()) || line.starts_with('n')
+        );
     }
 
     let enabled = run(&clis[1], &["secrets", "enable", "-path=secret", "kv-v2"]).await;
@@ -99,7 +111,8 @@ async fn the_command_line_speaks_as_vaults_does() {
     let got = squeezed(&run(&cli, &["kv", "get", "secret/a"]).await);
     assert_eq!(got[..3], ["== Secret Path ==", "secret/data/a", "======= Metadata ======="]);
     assert_eq!(got[got.len() - 5..], ["== Data ==", "Key Value", "--- -----", "x 1", "y two"]);
-    let envelope: Value = serde_json::from_str(&run(&cli, &["kv", "get", "-format=json", "secret/a"]).await).unwrap();
+    let envelope: Value =
+        serde_json::from_str(&run(&cli, &["kv", "get", "-format=json", "secret/a"]).await).unwrap();
     assert_eq!(envelope["data"]["data"], json!({ "x": "1", "y": "two" }));
     assert_eq!(envelope["data"]["metadata"]["version"], 1);
 
@@ -108,7 +121,11 @@ async fn the_command_line_speaks_as_vaults_does() {
     assert_eq!(missing.stderr, "No value found at secret/data/none\n");
     let stale = cli.run(&["kv", "put", "-cas=7", "secret/a", "x=2"]).await.unwrap();
     assert_eq!(stale.code, 2);
-    assert!(stale.stderr.contains("Code: 400. Errors:\n\n* check-and-set parameter did not match"), "{}", stale.stderr);
+    assert!(
+        stale.stderr.contains("Code: 400. Errors:\n\n* check-and-set parameter did not match"),
+        "{}",
+        stale.stderr
+    );
 
     assert_eq!(
         run(&cli, &["kv", "delete", "secret/a"]).await,
@@ -124,7 +141,8 @@ async fn the_command_line_speaks_as_vaults_does() {
         "Success! Data written to: secret/destroy/a\n"
     );
 
-    let gone = Cli::new(common::BINARY.as_ref(), cluster.directory()).with("VAULT_ADDR", "http://127.0.0.1:1");
+    let gone =
+        Cli::new(common::BINARY.as_ref(), cluster.directory()).with("VAULT_ADDR", "http://127.0.0.1:1");
     let refused = gone.run(&["status"]).await.unwrap();
     assert_eq!(refused.code, 1);
     assert!(refused.stderr.contains("connection refused"), "{}", refused.stderr);

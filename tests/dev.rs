@@ -61,9 +61,11 @@ impl Dev {
     }
 
     fn cli(&self) -> Cli {
-        self.exports().into_iter().fold(Cli::new(Path::new(common::BINARY), self.home.path()), |cli, (name, value)| {
-            cli.with(&name, value)
-        })
+        self.exports()
+            .into_iter()
+            .fold(Cli::new(Path::new(common::BINARY), self.home.path()), |cli, (name, value)| {
+                cli.with(&name, value)
+            })
     }
 }
 
@@ -85,7 +87,12 @@ async fn one_command_gives_three_processes_that_store_and_read_a_secret() {
     let dev = Dev::start(&["-dev-nodes=3", &format!("-dev-listen-address={first}")], "Root Token:").await;
     // Three seconds are promised of a release.
     assert!(dev.took < at_most(Duration::from_secs(3)), "ready after {:?}", dev.took);
-    assert_eq!(dev.labelled("Unseal Key ").len().max(dev.labelled("Unseal Key:").len()), 5, "{}", dev.process.log());
+    assert_eq!(
+        dev.labelled("Unseal Key ").len().max(dev.labelled("Unseal Key:").len()),
+        5,
+        "{}",
+        dev.process.log()
+    );
 
     let nodes: Vec<u32> = (0..3).map(|n| u32::from(first.port() + 2 * n)).collect();
     let printed = dev.process.log();
@@ -107,14 +114,20 @@ async fn one_command_gives_three_processes_that_store_and_read_a_secret() {
         assert_eq!((got.code, got.stdout.trim_end()), (0, "s3cr3t"), "{}", got.stderr);
     }
     let peers = cli.run(&["operator", "raft", "list-peers"]).await.unwrap();
-    assert_eq!(peers.stdout.lines().filter(|line| line.trim_end().ends_with("true")).count(), 3, "{}", peers.stdout);
+    assert_eq!(
+        peers.stdout.lines().filter(|line| line.trim_end().ends_with("true")).count(),
+        3,
+        "{}",
+        peers.stdout
+    );
 
     // Ctrl-C at a terminal reaches the whole group; the parent alone has to be enough.
     dev.process.signal(Signal::INT).unwrap();
     let status = dev.process.wait(Duration::from_secs(20)).await.unwrap();
     assert_eq!(status.code(), Some(0), "{}", dev.process.log());
     wait::until_now("the children to be gone", Duration::from_secs(5), || {
-        let left: Vec<_> = pids.iter().filter(|pid| Path::new(&format!("/proc/{pid}/exe")).exists()).collect();
+        let left: Vec<_> =
+            pids.iter().filter(|pid| Path::new(&format!("/proc/{pid}/exe")).exists()).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     })
     .await
@@ -129,7 +142,8 @@ async fn the_children_of_a_killed_parent_do_not_stay_behind() {
     assert_eq!(pids.len(), 3);
     dev.process.kill();
     wait::until_now("the children to be gone", Duration::from_secs(15), || {
-        let left: Vec<_> = pids.iter().filter(|pid| Path::new(&format!("/proc/{pid}/exe")).exists()).collect();
+        let left: Vec<_> =
+            pids.iter().filter(|pid| Path::new(&format!("/proc/{pid}/exe")).exists()).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     })
     .await
@@ -146,7 +160,10 @@ async fn a_single_development_server_is_vaults() {
     assert_eq!(dev.labelled("Unseal Key:").len(), 1);
     let helper = dev.home.path().join(".vault-token");
     assert_eq!(std::fs::read_to_string(&helper).unwrap(), "myroot");
-    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&helper.metadata().unwrap().permissions()) & 0o777, 0o600);
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&helper.metadata().unwrap().permissions()) & 0o777,
+        0o600
+    );
 
     // The token comes from the helper.
     let put = dev.cli().run(&["kv", "put", "secret/a", "b=c"]).await.unwrap();

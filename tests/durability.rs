@@ -38,7 +38,9 @@ fn syncs(trace: &Path, data: &Path) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     // With several threads one call may be told in two lines; only the first names the file.
     for line in std::fs::read_to_string(trace).unwrap().lines() {
-        let Some((_, rest)) = line.split_once("fdatasync(").or_else(|| line.split_once("fsync(")) else { continue };
+        let Some((_, rest)) = line.split_once("fdatasync(").or_else(|| line.split_once("fsync(")) else {
+            continue;
+        };
         let Some(path) = rest.split_once('<').and_then(|(_, rest)| rest.split_once('>')) else { continue };
         if let Ok(below) = Path::new(path.0).strip_prefix(data) {
             *counts.entry(below.display().to_string()).or_default() += 1;
@@ -113,7 +115,12 @@ async fn writes_that_come_together_share_syncs() {
             tokio::spawn(async move {
                 for n in 0..10 {
                     let path = format!("secret/data/together/{writer}/{n}");
-                    client.call("POST", &path, Some(&json!({ "data": { "n": n } }))).await.unwrap().ok().unwrap();
+                    client
+                        .call("POST", &path, Some(&json!({ "data": { "n": n } })))
+                        .await
+                        .unwrap()
+                        .ok()
+                        .unwrap();
                 }
             })
         })

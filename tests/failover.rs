@@ -69,7 +69,11 @@ async fn kill_between_commit_and_reply(cluster: &Cluster, value: u64) {
     let raising = tokio::spawn(async move { through.call("POST", "secret/data/counter", Some(&body)).await });
     wait::until("the raise to be committed", Duration::from_secs(10), || async {
         let seen = cluster.at(leader).get("counter").await.map_err(|error| error.to_string())?;
-        if seen.as_ref().is_some_and(|seen| seen["n"] == value + 1) { Ok(()) } else { Err(format!("{seen:?}")) }
+        if seen.as_ref().is_some_and(|seen| seen["n"] == value + 1) {
+            Ok(())
+        } else {
+            Err(format!("{seen:?}"))
+        }
     })
     .await
     .unwrap();
@@ -107,7 +111,8 @@ async fn a_write_that_never_reached_the_dead_leader_is_carried_out_once_by_the_n
         cluster.net().stall(standby, leader, Direction::Requests);
         let through = cluster.at(standby).client();
         let body = json!({ "data": { "round": round }, "options": { "cas": round } });
-        let writing = tokio::spawn(async move { through.call("POST", "secret/data/inflight", Some(&body)).await });
+        let writing =
+            tokio::spawn(async move { through.call("POST", "secret/data/inflight", Some(&body)).await });
         tokio::time::sleep(Duration::from_millis(100)).await; // lets it get on its way; nothing depends on it
         cluster.at(leader).kill();
         cluster.net().cut(standby, leader);
@@ -129,7 +134,8 @@ async fn without_a_quorum_a_write_is_refused_with_a_time_to_come_back_and_nothin
     cluster.at(leader).kill();
     cluster.at(others[1]).kill();
     let start = Instant::now();
-    let answer = survivor.client().call("POST", "secret/data/lonely", Some(&json!({ "data": {} }))).await.unwrap();
+    let answer =
+        survivor.client().call("POST", "secret/data/lonely", Some(&json!({ "data": {} }))).await.unwrap();
     assert_eq!(answer.status, 503, "{}", answer.text());
     assert!(answer.header("retry-after").is_some());
     assert!(answer.errors().contains("local node not active but active cluster node not found"));

@@ -58,7 +58,8 @@ async fn ambiguous_paths_are_refused_before_anything_else_looks_at_them() {
         let (got, answer) = raw_request(&cluster, &format!("GET {path}"), "", b"").await;
         assert_eq!(got, status, "{path}: {answer}");
     }
-    let (got, answer) = raw_request(&cluster, &format!("GET /v1/secret/data/{}", "x".repeat(70_000)), "", b"").await;
+    let (got, answer) =
+        raw_request(&cluster, &format!("GET /v1/secret/data/{}", "x".repeat(70_000)), "", b"").await;
     assert!((400..500).contains(&got), "a long path is refused: {answer}");
 }
 
@@ -88,7 +89,8 @@ async fn hostile_bodies_are_refused_and_do_not_come_back_in_the_answer() {
         assert!(statuses.contains(&answer.status), "{name}: {} {}", answer.status, answer.text());
         assert!(!answer.text().contains("canary-5c1f"), "{name}: {}", answer.text());
     }
-    let fine = client.send("POST", "/v1/secret/data/deep", Bytes::from(deep(100).replace("1", "{}")), &[]).await;
+    let fine =
+        client.send("POST", "/v1/secret/data/deep", Bytes::from(deep(100).replace("1", "{}")), &[]).await;
     assert!(fine.unwrap().status < 500);
     assert_eq!(node.get("bomb").await.unwrap(), None);
     let grown = resident_kib(node.pid()).unwrap().saturating_sub(before);
@@ -143,7 +145,10 @@ async fn methods_are_answered_as_vault_answers_them() {
         if status == 200 || status >= 400 {
             let lower = answer.to_lowercase();
             assert!(lower.contains("cache-control: no-store"), "{line}: {answer}");
-            assert!(lower.contains("strict-transport-security: max-age=31536000; includesubdomains"), "{line}");
+            assert!(
+                lower.contains("strict-transport-security: max-age=31536000; includesubdomains"),
+                "{line}"
+            );
         }
     }
     let (got, answer) = raw_request(&cluster, "HEAD /v1/sys/health", "", b"").await;
@@ -173,7 +178,8 @@ async fn headers_are_bounded_and_read_as_vault_reads_them() {
         (vec![("X-Vault-Token", token.clone()), ("X-Vault-Wrap-TTL", "abc".into())], 400),
         (vec![], 403),
     ] {
-        let borrowed: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let borrowed: Vec<(&str, &str)> =
+            headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let answer = client.send("GET", "/v1/auth/token/lookup-self", Bytes::new(), &borrowed).await.unwrap();
         let names: Vec<&str> = borrowed.iter().map(|(name, _)| *name).collect();
         assert_eq!(answer.status, status, "{names:?}: {}", answer.text());
@@ -220,7 +226,11 @@ async fn an_answer_that_was_forwarded_reads_like_any_other() {
     for at in [leader, standby] {
         cluster.at(at).call("POST", "secret/data/same", Some(&body)).await.unwrap().ok().unwrap();
         let answer = cluster.at(at).call("GET", "secret/data/same", None).await.unwrap();
-        assert!(answer.text().contains(r"\u003cb\u003e\u0026\u003c/b\u003e"), "Go's escapes: {}", answer.text());
+        assert!(
+            answer.text().contains(r"\u003cb\u003e\u0026\u003c/b\u003e"),
+            "Go's escapes: {}",
+            answer.text()
+        );
         assert!(answer.text().ends_with('\n'));
         let keys: Vec<String> = answer.json().as_object().unwrap().keys().cloned().collect();
         let mut headers: Vec<String> = answer.headers.keys().map(|name| name.to_string()).collect();

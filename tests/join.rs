@@ -33,7 +33,8 @@ async fn init_on_two_nodes_at_once_never_ends_in_one_cluster_with_two_vaults() {
         cluster.at(0).call("PUT", "sys/init", Some(&body)),
         cluster.at(1).call("PUT", "sys/init", Some(&body))
     );
-    let made: Vec<_> = [first.unwrap(), second.unwrap()].into_iter().filter(|answer| answer.status == 200).collect();
+    let made: Vec<_> =
+        [first.unwrap(), second.unwrap()].into_iter().filter(|answer| answer.status == 200).collect();
     assert!(!made.is_empty(), "one of the two succeeds");
     let shares: Vec<String> =
         made.iter().map(|answer| answer.json()["keys_base64"][0].as_str().unwrap().to_owned()).collect();
@@ -43,7 +44,8 @@ async fn init_on_two_nodes_at_once_never_ends_in_one_cluster_with_two_vaults() {
         cluster.at(at).call("PUT", "sys/unseal", Some(&json!({ "key": share }))).await.unwrap().ok().unwrap();
     }
     if made.len() == 2 {
-        let refused = cluster.at(0).call("PUT", "sys/unseal", Some(&json!({ "key": shares[1] }))).await.unwrap();
+        let refused =
+            cluster.at(0).call("PUT", "sys/unseal", Some(&json!({ "key": shares[1] }))).await.unwrap();
         assert!(refused.status == 400 || refused.json()["sealed"] == false);
         let token = made[0].json()["root_token"].as_str().unwrap().to_owned();
         let foreign = cluster.at(1).client().with_token(token);
@@ -152,7 +154,10 @@ async fn a_second_node_under_the_name_of_a_living_one_is_refused() {
     let refused = cluster.unseal(&impostor).await;
     assert!(refused.is_err(), "it is not let in");
     let text = format!("{} {}", refused.unwrap_err(), impostor.log());
-    assert!(text.contains(&taken) && text.contains("node_id"), "the message names the place and the setting: {text}");
+    assert!(
+        text.contains(&taken) && text.contains("node_id"),
+        "the message names the place and the setting: {text}"
+    );
     cluster.voters(3, SOON).await.unwrap();
     for at in 0..3 {
         cluster.serves(at, SOON).await.unwrap();
@@ -166,11 +171,20 @@ async fn a_removed_member_is_out_and_stays_out() {
     let [removed, through] = cluster.others(leader)[..] else { panic!("three nodes") };
     let name = cluster.at(removed).name();
     let output = cluster.cli(through).run(&["operator", "raft", "remove-peer", &name]).await.unwrap();
-    assert_eq!((output.code, output.stdout.as_str()), (0, "Peer removed successfully!\n"), "{}", output.stderr);
+    assert_eq!(
+        (output.code, output.stdout.as_str()),
+        (0, "Peer removed successfully!\n"),
+        "{}",
+        output.stderr
+    );
     wait::until("two members", SOON, || async {
         let answer = cluster.at(leader).call("GET", "sys/storage/raft/configuration", None).await;
         let servers = answer.map_err(|error| error.to_string())?.data()["config"]["servers"].clone();
-        if servers.as_array().is_some_and(|servers| servers.len() == 2) { Ok(()) } else { Err(servers.to_string()) }
+        if servers.as_array().is_some_and(|servers| servers.len() == 2) {
+            Ok(())
+        } else {
+            Err(servers.to_string())
+        }
     })
     .await
     .unwrap();

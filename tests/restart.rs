@@ -45,7 +45,11 @@ async fn restarts_of_one_two_and_all_nodes_lose_nothing() {
     for way in [Way::Term, Way::Kill] {
         for nodes in [&[0][..], &[1, 2], &[0, 1, 2]] {
             for _ in 0..5 {
-                cluster.at(written % 3).put(&format!("kept/{written}"), &json!({ "n": written })).await.unwrap();
+                cluster
+                    .at(written % 3)
+                    .put(&format!("kept/{written}"), &json!({ "n": written }))
+                    .await
+                    .unwrap();
                 written += 1;
             }
             down(&cluster, nodes, way).await;

@@ -98,8 +98,21 @@ async fn leader_and_standby_answer_every_route_alike() {
             drop(cluster.at(leader).call("DELETE", "sys/mounts/walk", None).await);
             let answer = visit.send(&cluster.at(at).client(), &[]).await;
             assert_ne!(answer.status, 403, "{} with the root token", visit.name());
-            assert!(answer.status < 500 || visit.route.raw, "{}: {} {}", visit.name(), answer.status, answer.text());
-            assert!(!answer.errors().contains("unsupported operation") || visit.method == "LIST" || visit.method == "PATCH", "{}: {}", visit.name(), answer.text());
+            assert!(
+                answer.status < 500 || visit.route.raw,
+                "{}: {} {}",
+                visit.name(),
+                answer.status,
+                answer.text()
+            );
+            assert!(
+                !answer.errors().contains("unsupported operation")
+                    || visit.method == "LIST"
+                    || visit.method == "PATCH",
+                "{}: {}",
+                visit.name(),
+                answer.text()
+            );
             statuses.push(answer.status);
         }
         if visit.route.handler == Handler::Health {
@@ -131,7 +144,11 @@ async fn without_a_token_every_route_that_wants_one_refuses_on_every_node() {
     for at in [leader, standby] {
         let client = cluster.at(at).client().without_token();
         assert_eq!(client.call("PUT", "sys/seal", None).await.unwrap().status, 403);
-        assert_eq!(client.call("GET", "sys/nosuch", None).await.unwrap().status, 403, "what exists is not told");
+        assert_eq!(
+            client.call("GET", "sys/nosuch", None).await.unwrap().status,
+            403,
+            "what exists is not told"
+        );
     }
 }
 
@@ -154,7 +171,12 @@ async fn a_standby_redirects_what_it_would_forward_and_serves_the_rest() {
     }
     let query = standby
         .client()
-        .send("PUT", "/v1/secret/data/walk?x=%2Fy&z", Bytes::from("{}"), &[("X-Vault-No-Request-Forwarding", "1")])
+        .send(
+            "PUT",
+            "/v1/secret/data/walk?x=%2Fy&z",
+            Bytes::from("{}"),
+            &[("X-Vault-No-Request-Forwarding", "1")],
+        )
         .await
         .unwrap();
     assert!(query.header("location").unwrap().ends_with("/v1/secret/data/walk?x=%2Fy&z"), "query and all");
@@ -183,12 +205,18 @@ async fn an_uninitialised_node_answers_for_itself_only() {
     let health = node.call("GET", "sys/health", None).await.unwrap();
     assert_eq!(health.status, 501);
     let body = health.json();
-    assert_eq!((&body["initialized"], &body["sealed"], &body["standby"]), (&json!(false), &json!(true), &json!(true)));
+    assert_eq!(
+        (&body["initialized"], &body["sealed"], &body["standby"]),
+        (&json!(false), &json!(true), &json!(true))
+    );
     assert_eq!(body["replication_performance_mode"], "unknown");
     assert_eq!(node.call("GET", "sys/health?uninitcode=222", None).await.unwrap().status, 222);
     assert_eq!(node.call("GET", "sys/init", None).await.unwrap().json(), json!({ "initialized": false }));
     let status = node.seal_status().await.unwrap();
-    assert_eq!((&status["initialized"], &status["sealed"], &status["t"]), (&json!(false), &json!(true), &json!(0)));
+    assert_eq!(
+        (&status["initialized"], &status["sealed"], &status["t"]),
+        (&json!(false), &json!(true), &json!(0))
+    );
     assert_eq!(node.call("PUT", "sys/seal", None).await.unwrap().status, 204);
 }
 
@@ -214,8 +242,14 @@ async fn health_and_leader_tell_the_roles_apart() {
     let cluster = ready().await;
     let leader = cluster.leader().await.unwrap();
     let standby = cluster.at(cluster.others(leader)[0]);
-    for (query, status) in [("", 429), ("?standbyok=true", 200), ("?standbyok", 200), ("?standbycode=222", 222)] {
-        assert_eq!(standby.call("GET", &format!("sys/health{query}"), None).await.unwrap().status, status, "{query}");
+    for (query, status) in
+        [("", 429), ("?standbyok=true", 200), ("?standbyok", 200), ("?standbycode=222", 222)]
+    {
+        assert_eq!(
+            standby.call("GET", &format!("sys/health{query}"), None).await.unwrap().status,
+            status,
+            "{query}"
+        );
     }
     let body = standby.call("GET", "sys/health", None).await.unwrap().json();
     assert_eq!((&body["standby"], &body["sealed"]), (&json!(true), &json!(false)));

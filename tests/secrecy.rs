@@ -14,8 +14,13 @@ use serde_json::json;
 /// Texts that occur nowhere but where a test put them.
 const NAMES: [&str; 4] = ["canary-folder-77ab", "canary-key-19f3", "canary-field-c08d", "canary-mount-52e6"];
 const VALUES: [&str; 3] = ["canary-value-aa91-text", "canary-nested-4b7d", "canary-meta-e21c"];
-const TYPED: [&str; 5] =
-    ["canary-token-90d1", "canary-query-3e8f", "canary-broken-b6a0", "canary-header-f4c7", "canary-share-d15e"];
+const TYPED: [&str; 5] = [
+    "canary-token-90d1",
+    "canary-query-3e8f",
+    "canary-broken-b6a0",
+    "canary-header-f4c7",
+    "canary-share-d15e",
+];
 
 async fn use_it(cluster: &Cluster) {
     let [folder, key, field, mount] = NAMES;
@@ -50,13 +55,18 @@ async fn abuse_it(cluster: &Cluster) {
         let cas = json!({ "data": { "x": broken }, "options": { "cas": broken } });
         drop(client.call("POST", &path, Some(&cas)).await);
         drop(client.call("POST", &format!("nosuch/{broken}"), Some(&json!({ "a": broken }))).await);
-        drop(client.call("PUT", "sys/storage/raft/bootstrap/answer", Some(&json!({ "challenge": broken }))).await);
+        drop(
+            client
+                .call("PUT", "sys/storage/raft/bootstrap/answer", Some(&json!({ "challenge": broken })))
+                .await,
+        );
     }
 }
 
 #[tokio::test]
 async fn no_disk_and_no_log_shows_a_name_a_value_a_token_or_a_share() {
-    let cluster = Box::pin(three().configure(|_, config| config.log_level = "trace".into()).ready()).await.unwrap();
+    let cluster =
+        Box::pin(three().configure(|_, config| config.log_level = "trace".into()).ready()).await.unwrap();
     use_it(&cluster).await;
     abuse_it(&cluster).await;
     let leader = cluster.leader().await.unwrap();
@@ -69,7 +79,8 @@ async fn no_disk_and_no_log_shows_a_name_a_value_a_token_or_a_share() {
     }
 
     let keys = cluster.keys();
-    let mut texts: Vec<String> = [&NAMES[..], &VALUES, &TYPED].concat().iter().map(|text| text.to_string()).collect();
+    let mut texts: Vec<String> =
+        [&NAMES[..], &VALUES, &TYPED].concat().iter().map(|text| text.to_string()).collect();
     texts.push(keys.root_token.clone());
     for share in &keys.shares {
         texts.push(share.clone());
@@ -85,9 +96,10 @@ async fn no_disk_and_no_log_shows_a_name_a_value_a_token_or_a_share() {
 
     // The scan would have found them: here is one of each form, where no node put it.
     let data = cluster.at(0).data();
-    for (n, planted) in [VALUES[0].to_owned(), hex::encode(VALUES[0]), STANDARD.encode(format!("x{}", VALUES[0]))]
-        .into_iter()
-        .enumerate()
+    for (n, planted) in
+        [VALUES[0].to_owned(), hex::encode(VALUES[0]), STANDARD.encode(format!("x{}", VALUES[0]))]
+            .into_iter()
+            .enumerate()
     {
         let file = data.join(format!("planted-{n}"));
         std::fs::write(&file, format!("some bytes {planted} and more")).unwrap();
@@ -101,7 +113,8 @@ async fn no_disk_and_no_log_shows_a_name_a_value_a_token_or_a_share() {
 async fn the_log_is_quiet_under_load_at_info() {
     let cluster = Box::pin(three().ready()).await.unwrap();
     cluster.serves(1, Duration::from_secs(10)).await.unwrap();
-    let lines = |cluster: &Cluster| -> usize { cluster.nodes().iter().map(|node| node.log().lines().count()).sum() };
+    let lines =
+        |cluster: &Cluster| -> usize { cluster.nodes().iter().map(|node| node.log().lines().count()).sum() };
     let before = lines(&cluster);
     for n in 0..300 {
         cluster.at(n % 3).put("quiet", &json!({ "n": n })).await.unwrap();

@@ -59,7 +59,8 @@ async fn a_share_that_is_not_one_is_refused_when_it_is_given_and_spoils_nothing(
     }
     // A share given twice counts once.
     assert_eq!(give(&cluster, &shares[0]).await.ok().unwrap().json()["progress"], 1);
-    let reset = cluster.at(0).call("PUT", "sys/unseal", Some(&json!({ "reset": true }))).await.unwrap().json();
+    let reset =
+        cluster.at(0).call("PUT", "sys/unseal", Some(&json!({ "reset": true }))).await.unwrap().json();
     assert_eq!((reset["progress"].as_u64(), reset["nonce"].as_str()), (Some(0), Some("")));
     // In hexadecimal, bare, and as it was handed out: each opens.
     give(&cluster, &hex::encode(STANDARD.decode(&shares[2]).unwrap())).await.ok().unwrap();

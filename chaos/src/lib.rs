@@ -6,7 +6,8 @@
 //!
 //! Reading order: [`cluster`] (a cluster and its nodes), [`node`] and [`process`] (one of them), [`client`]
 //! (HTTPS), [`wait`] (deadlines), then what hurts: [`net`] (a network between the nodes that stalls and cuts),
-//! [`load`] (writes whose acknowledgements are remembered and checked), [`scan`] (looks for plaintext).
+//! [`load`] (writes whose acknowledgements are remembered and checked), [`impostor`] (a server that is not what it says),
+//! [`scan`] (looks for plaintext).
 
 pub mod certs;
 pub mod cli;
@@ -14,6 +15,7 @@ pub mod client;
 pub mod cluster;
 pub mod config;
 pub mod error;
+pub mod impostor;
 pub mod load;
 pub mod net;
 pub mod node;
@@ -29,6 +31,7 @@ pub use client::{Client, Response};
 pub use cluster::{Builder, Cluster, Keys};
 pub use config::NodeConfig;
 pub use error::{Error, Result};
+pub use impostor::Impostor;
 pub use load::{History, Load};
 pub use net::{Direction, Net};
 pub use node::Node;

@@ -1,0 +1,75 @@
+//! Somebody edits a node's disk while it is off, checksums and all.
+
+use std::time::Duration;
+
+use common::one;
+use keystead::seal::SealConfig;
+
+use crate::common;
+
+/// Where the state keeps a clear record: its area, then its name.
+const SEAL_CONFIG: &[u8] = b"cseal-config";
+
+/// Changes the seal configuration in the state's database. A row ends with a CRC32 of all before it, which every
+/// attacker can compute.
+fn edit(data: &std::path::Path, change: impl Fn(&mut SealConfig)) {
+    let database = sled::Config::new().path(data.join("state")).segment_size(8 << 20).open().unwrap();
+    let mut edited = 0;
+    for name in database.tree_names() {
+        let tree = database.open_tree(name).unwrap();
+        let Some(row) = tree.get(SEAL_CONFIG).unwrap() else { continue };
+        let version = row.iter().enumerate().skip(2);
+        // The value begins after the row's header; where that ends is seen by what decodes.
+        let value = &row[..row.len() - 4];
+        let (start, mut config) = version
+            .filter_map(|(at, _)| Some((at, SealConfig::decode(value.get(at..)?).ok()?)))
+            .next()
+            .expect("the row holds a seal configuration");
+        change(&mut config);
+        let mut row = [&value[..start], &config.encode()].concat();
+        row.extend_from_slice(&crc32fast::hash(&row).to_be_bytes());
+        tree.insert(SEAL_CONFIG, row).unwrap();
+        edited += 1;
+    }
+    database.flush().unwrap();
+    assert_eq!(edited, 1);
+}
+
+#[tokio::test]
+async fn a_seal_configuration_that_was_edited_on_disk_opens_nothing() {
+    let changes: [(&str, fn(&mut SealConfig)); 4] = [
+        ("its date", |config| config.created_ms ^= 1),
+        ("the threshold", |config| config.seals[0].threshold = 2),
+        ("the root's commitment", |config| config.root_commitment[0] ^= 1),
+        ("the wrap", |config| config.seals[0].wrap.ciphertext[3] ^= 1),
+    ];
+    for (what, change) in changes {
+        let mut cluster = Box::pin(one().start()).await.unwrap();
+        cluster.init(0).await.unwrap();
+        let node = cluster.at(0);
+        node.stop().await.unwrap();
+        edit(&node.data(), change);
+        // It may refuse to start, or to open; what it may not do is to open.
+        if node.start().await.is_err() {
+            assert!(node.log().contains("data directory"), "{what}: the remedy is named: {}", node.log());
+            continue;
+        }
+        let error = node.unseal(cluster.shares()).await.expect_err(what).to_string();
+        let told =
+            ["changed", "does not fit", "do not open", "not the one"].iter().any(|text| error.contains(text));
+        assert!(told || node.log().contains("changed"), "{what}: {error}");
+        assert_eq!(node.health(&[503], Duration::from_secs(2)).await.unwrap(), 503, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn an_unedited_row_that_is_written_back_still_opens() {
+    // The control for the test above: it is the edit that is refused, not the way it is made.
+    let mut cluster = Box::pin(one().start()).await.unwrap();
+    cluster.init(0).await.unwrap();
+    let node = cluster.at(0);
+    node.stop().await.unwrap();
+    edit(&node.data(), |_| {});
+    node.start().await.unwrap();
+    node.unseal(cluster.shares()).await.unwrap();
+}
