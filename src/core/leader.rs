@@ -150,7 +150,9 @@ impl Core {
         replica: &dyn Replicated,
     ) -> Result<Option<LatchKey>, ApiError> {
         match route.handler {
-            Handler::Mount => Ok(Some(LatchKey { mount: MountId::VAULT, key: MountTable::LATCH.to_owned() })),
+            Handler::Mount | Handler::Remount => {
+                Ok(Some(LatchKey { mount: MountId::VAULT, key: MountTable::LATCH.to_owned() }))
+            }
             Handler::Engine => {
                 let mut txn = Transaction::new(Arc::clone(&unsealed.barrier), replica.state(), 0);
                 let table = self.mounts().table(&unsealed.barrier, &mut txn)?;

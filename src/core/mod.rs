@@ -14,6 +14,7 @@ pub mod inflight;
 pub mod json;
 pub mod latches;
 mod leader;
+mod mount_change;
 pub mod mounts;
 pub mod node_ops;
 pub mod path;
@@ -22,6 +23,7 @@ pub mod response;
 pub mod router;
 mod sweep;
 mod sys;
+mod sys_mounts;
 mod sys_raw;
 pub mod time;
 pub mod token;
@@ -49,7 +51,7 @@ use self::{
     inflight::InFlight,
     latches::Latches,
     leader::{LatchKey, Led},
-    mounts::{MOUNTS_PATH, MountCache, MountTable},
+    mounts::{DEFAULT_LEASE_TTL_S, MOUNTS_PATH, MountCache, MountTable},
     node_ops::{NodeOps, Unsealed},
     request::{Operation, Request},
     response::{Answer, Response},
@@ -80,6 +82,10 @@ pub struct Settings {
     /// `sys/metrics` answers without a token, and so without a leader and while sealed
     /// (`unauthenticated_metrics_access`).
     pub unauthenticated_metrics: bool,
+    /// The lease of what neither its secret nor its mount says anything about, in seconds.
+    pub default_lease_ttl_s: u64,
+    /// The longest lease, in seconds.
+    pub max_lease_ttl_s: u64,
 }
 
 impl Default for Settings {
@@ -89,6 +95,8 @@ impl Default for Settings {
             unknown_wait: Duration::from_secs(30),
             forward_deadline: Duration::from_secs(60),
             unauthenticated_metrics: false,
+            default_lease_ttl_s: DEFAULT_LEASE_TTL_S,
+            max_lease_ttl_s: DEFAULT_LEASE_TTL_S,
         }
     }
 }
@@ -280,7 +288,13 @@ impl Core {
         if !MountTable::is_built(mount) {
             return Err(ApiError::UnsupportedPath { authenticated: true });
         }
-        let below = EngineRequest { operation: request.operation, path: rest, data: &request.data, mount };
+        let below = EngineRequest {
+            operation: request.operation,
+            path: rest,
+            data: &request.data,
+            mount,
+            default_lease_ttl_s: self.settings.default_lease_ttl_s,
+        };
         engines::handle(&below, txn)
     }
 }

@@ -14,6 +14,7 @@ use super::{
     codec,
     error::ApiError,
     fields::Fields,
+    mount_change::check_visibility,
     txn::{Transaction, kind, record_key},
 };
 use crate::{
@@ -26,9 +27,9 @@ pub const MOUNTS_PATH: [&str; 1] = ["mounts"];
 /// The lease that a mount gives when nothing else says how long: 32 days.
 pub const DEFAULT_LEASE_TTL_S: u64 = 2_764_800;
 /// First segments that belong to the vault itself.
-const PROTECTED: [&str; 5] = ["sys", "auth", "cubbyhole", "identity", "audit"];
+pub(super) const PROTECTED: [&str; 5] = ["sys", "auth", "cubbyhole", "identity", "audit"];
 /// Lists of names in a mount's configuration that are kept for the client and not yet acted on.
-const NAME_LISTS: [&str; 4] = [
+pub(super) const NAME_LISTS: [&str; 4] = [
     "audit_non_hmac_request_keys",
     "audit_non_hmac_response_keys",
     "passthrough_request_headers",
@@ -48,6 +49,21 @@ pub enum EngineKind {
     Kv1,
     /// KV with versions.
     Kv2,
+    /// KV with versions that began without: what stood there is version 1 of its key and stays where it is,
+    /// under the mount's own id. Everything of the new kind is below another one.
+    Kv2Upgraded {
+        /// First segment of all records of the new kind.
+        records: MountId,
+        /// When it was upgraded, in milliseconds since the Unix epoch: the age of every version that was there.
+        since_ms: u64,
+    },
+}
+
+impl EngineKind {
+    /// It is KV with versions, however it began.
+    pub fn has_versions(self) -> bool {
+        matches!(self, Self::Kv2 | Self::Kv2Upgraded { .. })
+    }
 }
 
 /// One mount.
@@ -171,7 +187,7 @@ impl MountEntry {
             ));
         }
         self.force_no_cache = config.flag("force_no_cache")?.unwrap_or(false);
-        self.listing_visibility = config.text_or_empty("listing_visibility")?;
+        self.listing_visibility = check_visibility(config.text_or_empty("listing_visibility")?)?;
         for name in NAME_LISTS {
             if let Some(names) = config.texts(name)?.filter(|names| !names.is_empty()) {
                 self.name_lists.insert(name.to_owned(), names);
@@ -215,7 +231,7 @@ impl MountEntry {
 }
 
 /// A lease time: a duration, `"system"`, or empty; 0 means the system's.
-fn lease_ttl(config: &Fields<'_>, name: &str) -> Result<u64, ApiError> {
+pub(super) fn lease_ttl(config: &Fields<'_>, name: &str) -> Result<u64, ApiError> {
     if config.value(name).and_then(Value::as_str) == Some("system") {
         return Ok(0);
     }
@@ -295,7 +311,11 @@ impl MountTable {
         let Some(at) = self.mounts.iter().position(|mount| mount.path == path) else {
             return Ok(false);
         };
-        self.removed.push(self.mounts.remove(at).id);
+        let gone = self.mounts.remove(at);
+        self.removed.push(gone.id);
+        if let EngineKind::Kv2Upgraded { records, .. } = gone.engine {
+            self.removed.push(records);
+        }
         Ok(true)
     }
 

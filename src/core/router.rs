@@ -60,8 +60,16 @@ pub enum Handler {
     KeyStatus,
     /// `sys/mounts`.
     Mounts,
-    /// `sys/mounts/<path>`.
+    /// `sys/mounts/<path>` and `sys/mounts/<path>/tune`.
     Mount,
+    /// `sys/auth`.
+    AuthMounts,
+    /// `sys/auth/<path>` and `sys/auth/<path>/tune`.
+    AuthMount,
+    /// `sys/remount`.
+    Remount,
+    /// `sys/remount/status/<id>`.
+    RemountStatus,
     /// `sys/internal/ui/mounts`.
     VisibleMounts,
     /// `sys/internal/ui/mounts/<path>`.
@@ -146,6 +154,11 @@ pub const ROUTES: &[Route] = &[
     logical("sys/mounts", &[Read], Handler::Mounts, Access::Token, Place::Linearizable),
     logical("sys/mounts/*", &[Read], Handler::Mount, Access::Token, Place::Linearizable),
     logical("sys/mounts/*", &[Update, Delete], Handler::Mount, Access::Token, Place::Leader),
+    logical("sys/auth", &[Read], Handler::AuthMounts, Access::Token, Place::Linearizable),
+    logical("sys/auth/*", &[Read], Handler::AuthMount, Access::Token, Place::Linearizable),
+    logical("sys/auth/*", &[Update, Delete], Handler::AuthMount, Access::Root, Place::Leader),
+    logical("sys/remount", &[Update], Handler::Remount, Access::Root, Place::Leader),
+    logical("sys/remount/status/*", &[Read], Handler::RemountStatus, Access::Token, Place::Linearizable),
     logical("sys/internal/ui/mounts", &[Read], Handler::VisibleMounts, Access::Optional, Place::Linearizable),
     logical("sys/internal/ui/mounts/*", &[Read], Handler::VisibleMount, Access::Token, Place::Linearizable),
     logical("auth/token/lookup-self", &[Read], Handler::LookupSelf, Access::Token, Place::Linearizable),

@@ -9,7 +9,7 @@ use super::{
     fields::Fields,
     mounts::{EngineKind, MountEntry, MountTable},
     node_ops::Unsealed,
-    request::{Operation, Request},
+    request::Request,
     response::Answer,
     router::Handler,
     time::rfc3339,
@@ -28,16 +28,7 @@ impl Core {
         unsealed: &Unsealed,
         txn: &mut Transaction,
     ) -> Result<Answer, ApiError> {
-        let below = |prefix: &str| request.path.as_str().strip_prefix(prefix).unwrap_or_default().to_owned();
         match handler {
-            Handler::Mounts => {
-                let table = self.mounts().table(&unsealed.barrier, txn)?;
-                let shown = table.mounts.iter().map(|mount| (mount.path.clone(), mount.to_json()));
-                Ok(Answer::duplicated(shown.collect()))
-            }
-            Handler::Mount => self.mount(&below("sys/mounts/"), request, unsealed, txn),
-            Handler::VisibleMounts => self.visible_mounts(audited, unsealed, txn),
-            Handler::VisibleMount => self.visible_mount(&below("sys/internal/ui/mounts/"), unsealed, txn),
             Handler::LookupSelf | Handler::Lookup => token_lookup(audited, request, unsealed, txn),
             Handler::KeyStatus => {
                 let status = self.node().key_status().ok_or(ApiError::Sealed)?;
@@ -49,87 +40,8 @@ impl Core {
             }
             Handler::RaftConfiguration => self.raft_configuration(),
             Handler::Metrics => self.metrics(&Fields(&request.data)),
-            _ => Err(ApiError::UnsupportedPath { authenticated: true }),
+            handler => self.answer_mounts(audited, handler, request, unsealed, txn),
         }
-    }
-
-    fn mount(
-        &self,
-        path: &str,
-        request: &Request,
-        unsealed: &Unsealed,
-        txn: &mut Transaction,
-    ) -> Result<Answer, ApiError> {
-        if path.ends_with("/tune") {
-            return Err(ApiError::UnsupportedPath { authenticated: true });
-        }
-        let path = as_mount_path(path);
-        match request.operation {
-            Operation::Read => {
-                let table = self.mounts().table(&unsealed.barrier, txn)?;
-                let mount = table
-                    .at(&path)
-                    .ok_or_else(|| ApiError::invalid(format!("No secret engine mount at {path}")))?;
-                let Value::Object(shown) = mount.to_json() else {
-                    return Err(ApiError::UnsupportedPath { authenticated: true });
-                };
-                Ok(Answer::duplicated(shown))
-            }
-            Operation::Update => {
-                let mut table = MountTable::load(txn)?;
-                table.enable(MountEntry::from_request(&path, &request.data)?)?;
-                table.store(txn)?;
-                Ok(Answer::NoContent)
-            }
-            Operation::Delete => {
-                let mut table = MountTable::load(txn)?;
-                if table.disable(&path)? {
-                    table.store(txn)?;
-                }
-                Ok(Answer::NoContent)
-            }
-            _ => Err(ApiError::UnsupportedOperation { authenticated: true }),
-        }
-    }
-
-    fn visible_mounts(
-        &self,
-        audited: &Audited,
-        unsealed: &Unsealed,
-        txn: &mut Transaction,
-    ) -> Result<Answer, ApiError> {
-        let mut secret = Map::new();
-        let mut auth = Map::new();
-        if let Caller::Holder(_) = audited.caller() {
-            let table = self.mounts().table(&unsealed.barrier, txn)?;
-            secret.extend(table.mounts.iter().map(|mount| (mount.path.clone(), mount.to_json())));
-            auth.insert("token/".to_owned(), token_mount());
-        }
-        Ok(Answer::data(Map::from_iter([
-            ("auth".to_owned(), Value::Object(auth)),
-            ("secret".to_owned(), Value::Object(secret)),
-        ])))
-    }
-
-    fn visible_mount(
-        &self,
-        path: &str,
-        unsealed: &Unsealed,
-        txn: &mut Transaction,
-    ) -> Result<Answer, ApiError> {
-        let table = self.mounts().table(&unsealed.barrier, txn)?;
-        let Some((mount, _)) = table.route(path) else {
-            return Err(ApiError::Forbidden(format!(
-                "preflight capability check returned 403, please ensure client's policies grant access to \
-                 path \"{}\"",
-                as_mount_path(path)
-            )));
-        };
-        let Value::Object(mut data) = mount.to_json() else {
-            return Err(ApiError::NotFound);
-        };
-        data.insert("path".to_owned(), mount.path.clone().into());
-        Ok(Answer::data(data))
     }
 
     fn raft_configuration(&self) -> Result<Answer, ApiError> {
@@ -167,21 +79,8 @@ impl MountTable {
 
     /// Whether a mount's engine has endpoints here.
     pub(super) fn is_built(mount: &MountEntry) -> bool {
-        matches!(mount.engine, EngineKind::Kv1 | EngineKind::Kv2)
+        mount.engine == EngineKind::Kv1 || mount.engine.has_versions()
     }
-}
-
-fn as_mount_path(path: &str) -> String {
-    format!("{}/", path.trim_end_matches('/'))
-}
-
-/// The one auth method there is so far.
-fn token_mount() -> Value {
-    json!({
-        "type": "token",
-        "description": "token based credentials",
-        "options": null,
-    })
 }
 
 fn token_lookup(

@@ -384,7 +384,7 @@ pub fn cluster() -> (TestNode, TestNode) {
             election_wait: Duration::from_millis(200),
             unknown_wait: Duration::from_millis(400),
             forward_deadline: Duration::from_secs(5),
-            unauthenticated_metrics: false,
+            ..Settings::default()
         };
         let core = Core::new(Arc::clone(&node) as Arc<dyn NodeOps>, settings);
         caches.0.lock().push(Arc::downgrade(&core));

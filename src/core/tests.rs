@@ -166,6 +166,180 @@ async fn kv2_patches_and_shows_subkeys() {
 }
 
 #[tokio::test]
+async fn a_merge_patch_of_metadata_changes_what_it_names_and_clears_what_is_null() {
+    let node = leader();
+    let patch = async |body: &str| node.call(Operation::Patch, "secret/metadata/m", body).await;
+    assert_eq!(patch(r#"{"max_versions":3}"#).await, Err(ApiError::NotFound));
+    let body = r#"{"max_versions":5,"cas_required":true,"delete_version_after":"1h","custom_metadata":{"a":"1","b":"2"}}"#;
+    assert_eq!(node.write("secret/metadata/m", body).await, Ok(Answer::NoContent));
+    patch(r#"{"custom_metadata":{"a":null,"c":3}}"#).await.unwrap();
+    let meta = node.data("secret/metadata/m").await;
+    assert_eq!(meta["custom_metadata"].to_string(), r#"{"b":"2","c":"3"}"#);
+    assert_eq!(
+        (meta["max_versions"].to_string(), &meta["delete_version_after"]),
+        ("5".to_owned(), &"1h0m0s".into())
+    );
+    patch(r#"{"custom_metadata":null,"max_versions":null,"cas_required":null,"delete_version_after":null}"#)
+        .await
+        .unwrap();
+    let meta = node.data("secret/metadata/m").await;
+    assert_eq!(meta["custom_metadata"], Value::Null);
+    assert_eq!(
+        (meta["max_versions"].to_string(), meta["cas_required"].clone()),
+        ("0".to_owned(), false.into())
+    );
+    assert_eq!(meta["delete_version_after"], "0s");
+    for custom in [r#"{"x":{"y":1}}"#, r#"{"":"v"}"#, r#""text""#] {
+        let body = format!(r#"{{"custom_metadata":{custom}}}"#);
+        assert!(
+            matches!(node.write("secret/metadata/m", &body).await, Err(ApiError::Invalid(_))),
+            "{custom}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_mounts_configuration_binds_its_keys() {
+    let node = leader();
+    let config = r#"{"max_versions":2,"cas_required":true,"delete_version_after":"30m"}"#;
+    assert_eq!(node.write("secret/config", config).await, Ok(Answer::NoContent));
+    assert_eq!(
+        node.data("secret/config").await.to_string(),
+        r#"{"cas_required":true,"delete_version_after":"30m0s","max_versions":2}"#
+    );
+    assert!(matches!(node.write("secret/data/a", r#"{"data":{}}"#).await, Err(ApiError::Invalid(_))));
+    let Ok(Answer::Logical(warned)) =
+        node.write("secret/metadata/a", r#"{"cas_required":false,"delete_version_after":"2h"}"#).await
+    else {
+        panic!()
+    };
+    assert!(warned.warnings[0].contains("mandated by backend config"), "{:?}", warned.warnings);
+    for n in 0..3 {
+        node.write("secret/data/a", &format!(r#"{{"data":{{}},"options":{{"cas":{n}}}}}"#)).await.unwrap();
+    }
+    let meta = node.data("secret/metadata/a").await;
+    assert_eq!(meta["oldest_version"].to_string(), "2");
+    // The shorter of the two times counts.
+    node.replica.shared.advance(Duration::from_secs(31 * 60));
+    assert_eq!(missing(node.read("secret/data/a").await)["data"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_mount_without_versions_gets_them_in_place() {
+    let node = leader();
+    kv1(&node).await;
+    for path in ["a", "dir/b", "dir/c", "metadata/odd", "never"] {
+        node.write(&format!("kv1/{path}"), &format!(r#"{{"p":"{path}"}}"#)).await.unwrap();
+    }
+    let uuid = node.data("sys/mounts/kv1").await["uuid"].clone();
+    assert_eq!(
+        node.write("sys/mounts/kv1/tune", r#"{"options":{"version":"2"}}"#).await,
+        Ok(Answer::NoContent)
+    );
+    assert_eq!(
+        node.write("sys/mounts/kv1/tune", r#"{"options":{"version":"2"}}"#).await,
+        Ok(Answer::NoContent)
+    );
+    assert!(node.write("sys/mounts/kv1/tune", r#"{"options":{"version":"1"}}"#).await.is_err());
+    let mount = node.data("sys/mounts/kv1").await;
+    assert_eq!((&mount["uuid"], &mount["options"]["version"]), (&uuid, &"2".into()));
+
+    assert_eq!(node.list("kv1/metadata").await.unwrap(), ["a", "dir/", "metadata/", "never"]);
+    assert_eq!(node.list("kv1/metadata/dir").await.unwrap(), ["b", "c"]);
+    let b = node.data("kv1/data/dir/b").await;
+    assert_eq!((&b["data"]["p"], b["metadata"]["version"].to_string()), (&"dir/b".into(), "1".to_owned()));
+    assert_eq!(node.data("kv1/data/metadata/odd").await["data"]["p"], "metadata/odd");
+    assert_eq!(node.data("kv1/metadata/a").await["current_version"].to_string(), "1");
+    assert!(node.write("kv1/data/a", r#"{"data":{},"options":{"cas":0}}"#).await.is_err());
+
+    node.write("kv1/data/a", r#"{"data":{"p":"new"},"options":{"cas":1}}"#).await.unwrap();
+    assert_eq!(node.data("kv1/data/a").await["data"]["p"], "new");
+    let first = node.call(Operation::Read, "kv1/data/a", r#"{"version":"1"}"#).await.unwrap();
+    let Answer::Logical(first) = first else { panic!() };
+    assert_eq!(first.data.unwrap()["data"]["p"], "a");
+
+    node.call(Operation::Delete, "kv1/data/dir/b", "{}").await.unwrap();
+    assert_eq!(missing(node.read("kv1/data/dir/b").await)["data"], Value::Null);
+    node.write("kv1/undelete/dir/b", r#"{"versions":[1]}"#).await.unwrap();
+    assert_eq!(node.data("kv1/data/dir/b").await["data"]["p"], "dir/b");
+    node.write("kv1/destroy/dir/b", r#"{"versions":[1]}"#).await.unwrap();
+    assert_eq!(missing(node.read("kv1/data/dir/b").await)["metadata"]["destroyed"], true);
+
+    // What is deleted for good does not come back as what it was before the upgrade.
+    for key in ["dir/c", "never"] {
+        node.call(Operation::Delete, &format!("kv1/metadata/{key}"), "{}").await.unwrap();
+        assert_eq!(node.read(&format!("kv1/data/{key}")).await, Err(ApiError::NotFound));
+    }
+    let made = node.write("kv1/data/never", r#"{"data":{"p":"again"},"options":{"cas":0}}"#).await;
+    assert!(made.is_ok(), "{made:?}");
+    for n in 1..=11 {
+        node.write("kv1/data/a", &format!(r#"{{"data":{{"n":{n}}}}}"#)).await.unwrap();
+    }
+    let trimmed = node.call(Operation::Read, "kv1/data/a", r#"{"version":"1"}"#).await;
+    assert_eq!(trimmed, Err(ApiError::NotFound));
+
+    node.call(Operation::Delete, "sys/mounts/kv1", "{}").await.unwrap();
+    sweep_all(&node).await;
+    node.write("sys/mounts/kv1", r#"{"type":"kv-v2"}"#).await.unwrap();
+    assert_eq!(node.list("kv1/metadata").await, Err(ApiError::NotFound));
+}
+
+#[tokio::test]
+async fn a_mount_moves_with_everything_in_it() {
+    let (node, standby) = cluster();
+    node.write("secret/data/a", r#"{"data":{"p":1}}"#).await.unwrap();
+    let moved = standby.write("sys/remount", r#"{"from":"secret/","to":"/team/kv"}"#).await;
+    let Ok(Answer::Logical(moved)) = moved else { panic!("{moved:?}") };
+    assert!(moved.duplicated);
+    let id = moved.data.unwrap()["migration_id"].as_str().unwrap().to_owned();
+    for node in [&node, &standby] {
+        assert_eq!(node.data("team/kv/data/a").await["data"]["p"].to_string(), "1");
+        assert!(matches!(node.read("secret/data/a").await, Err(ApiError::NoRoute(_))));
+        let status = node.data(&format!("sys/remount/status/{id}")).await;
+        assert_eq!(status["migration_info"]["status"], "success");
+        assert_eq!(status["migration_info"]["target_mount"], "team/kv/");
+    }
+    assert_eq!(node.read("sys/remount/status/other").await, Err(ApiError::NotFound));
+    for body in [
+        "{}",
+        r#"{"from":"team/kv"}"#,
+        r#"{"from":"no","to":"x"}"#,
+        r#"{"from":"team/kv","to":"sys/x"}"#,
+        r#"{"from":"team/kv","to":"a//b"}"#,
+        r#"{"from":"team/kv","to":"a/../b"}"#,
+        r#"{"from":["x"],"to":5}"#,
+    ] {
+        assert!(matches!(node.write("sys/remount", body).await, Err(ApiError::Invalid(_))), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn settings_of_a_mount_are_shown_as_they_are_in_force() {
+    let node = leader();
+    kv1(&node).await;
+    assert_eq!(node.data("sys/mounts/kv1/tune").await["max_lease_ttl"].to_string(), "2764800");
+    let tuned =
+        r#"{"default_lease_ttl":"10m","max_lease_ttl":"1h","description":"d","listing_visibility":"unauth"}"#;
+    assert_eq!(node.write("sys/mounts/kv1/tune", tuned).await, Ok(Answer::NoContent));
+    assert_eq!(node.data("sys/mounts/kv1/tune").await["default_lease_ttl"].to_string(), "600");
+    node.write("kv1/a", r#"{"a":1}"#).await.unwrap();
+    let Ok(Answer::Logical(logical)) = node.read("kv1/a").await else { panic!() };
+    assert_eq!(logical.lease_duration_s, 600);
+    assert_eq!(
+        node.read("sys/mounts/no/tune").await,
+        Err(ApiError::invalid("cannot fetch sysview for path \"no/\""))
+    );
+    assert_eq!(node.data("sys/auth").await["token/"]["type"], "token");
+    assert_eq!(node.data("sys/mounts/auth/token/tune").await["token_type"], "default-service");
+    let mut anonymous = request(Operation::Read, "sys/internal/ui/mounts", "{}");
+    anonymous.token = None;
+    let Ok(Answer::Logical(shown)) = node.core.handle(anonymous).await.result else { panic!() };
+    let shown = Value::Object(shown.data.unwrap());
+    assert_eq!(shown["secret"].as_object().unwrap().keys().collect::<Vec<_>>(), ["kv1/"]);
+    assert!(shown["secret"]["kv1/"].get("uuid").is_none());
+}
+
+#[tokio::test]
 async fn kv2_lists_folders_and_tells_v1_clients_where_to_go() {
     let node = leader();
     for path in ["a", "a/b", "a-b", "z/1", "z/2"] {

@@ -32,6 +32,8 @@ pub mod kind {
     pub const MOUNTS: RecordType = RecordType(2);
     /// A token.
     pub const TOKEN: RecordType = RecordType(3);
+    /// The latest moves of mounts.
+    pub const MOUNT_MOVES: RecordType = RecordType(4);
     /// A secret of the first version of KV.
     pub const KV1: RecordType = RecordType(16);
     /// The configuration of a KV v2 mount.

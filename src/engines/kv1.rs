@@ -5,7 +5,6 @@ use serde_json::Value;
 use super::{EngineRequest, listing};
 use crate::core::{
     error::ApiError,
-    mounts::DEFAULT_LEASE_TTL_S,
     path::segments,
     request::Operation,
     response::{Answer, Logical, map_to_text, text_to_map},
@@ -48,7 +47,7 @@ fn read(request: &EngineRequest<'_>, path: &[&str], txn: &mut Transaction) -> Re
         std::str::from_utf8(&bytes).map_err(|error| ApiError::internal("reading a stored secret", &error))?;
     let data = text_to_map(text)?;
     let default = match request.mount.default_lease_ttl_s {
-        0 => DEFAULT_LEASE_TTL_S,
+        0 => request.default_lease_ttl_s,
         seconds => seconds,
     };
     // A secret may say itself how long a client should keep it.

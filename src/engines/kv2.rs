@@ -4,53 +4,44 @@ use serde_json::{Map, Value};
 
 use super::{
     EngineRequest,
-    kv2_meta::{self, Config, Meta, delete_version, discard},
+    kv2_meta::{self, Config, Meta, Place},
     listing,
 };
-use crate::{
-    barrier::MountId,
-    core::{
-        error::ApiError,
-        fields::{Fields, integer},
-        json,
-        path::segments,
-        request::Operation,
-        response::{Answer, Logical},
-        time::go_duration,
-        txn::{Transaction, kind},
-    },
+use crate::core::{
+    error::ApiError,
+    fields::{Fields, integer},
+    json,
+    mounts::MountEntry,
+    path::segments,
+    request::Operation,
+    response::{Answer, Logical},
+    time::go_duration,
+    txn::Transaction,
 };
 
-const INVALID_PATH: &str = "Invalid path for a versioned K/V secrets engine. See the API docs for the \
-                            appropriate API endpoints to use. If using the Vault CLI, use 'vault kv get' \
-                            for this operation.";
+const AREAS: [&str; 6] = ["data", "metadata", "delete", "undelete", "destroy", "subkeys"];
 const MAX_CUSTOM_KEYS: usize = 64;
 const MAX_CUSTOM_KEY_BYTES: usize = 128;
 const MAX_CUSTOM_VALUE_BYTES: usize = 512;
 
 /// A request for one key.
 struct Key<'a> {
-    mount: MountId,
+    place: Place,
     segments: Vec<&'a str>,
     data: &'a Map<String, Value>,
 }
 
 pub(super) fn handle(request: &EngineRequest<'_>, txn: &mut Transaction) -> Result<Answer, ApiError> {
     let (area, rest) = request.path.split_once('/').unwrap_or((request.path, ""));
-    let key = Key { mount: request.mount.id, segments: segments(rest).collect(), data: request.data };
+    let key = Key { place: Place::of(request.mount), segments: segments(rest).collect(), data: request.data };
     if area == "config" && rest.is_empty() {
         return config(&key, request.operation, txn);
     }
-    if !matches!(area, "data" | "metadata" | "delete" | "undelete" | "destroy" | "subkeys") {
-        return Ok(Answer::Missing(Logical {
-            warnings: vec![INVALID_PATH.to_owned()],
-            ..Logical::default()
-        }));
+    if !AREAS.contains(&area) || (request.path == area && request.operation != Operation::List) {
+        return Ok(wrong_path(request));
     }
     if (area, request.operation) == ("metadata", Operation::List) {
-        let mut folder = vec!["m"];
-        folder.extend_from_slice(&key.segments);
-        return listing(txn.list(key.mount, &folder)?);
+        return key.list(txn);
     }
     if rest.is_empty() || rest.ends_with('/') {
         return Err(match request.operation {
@@ -77,13 +68,33 @@ pub(super) fn handle(request: &EngineRequest<'_>, txn: &mut Transaction) -> Resu
     }
 }
 
+/// The answer to a path that KV without versions would have: nothing there, and what to do instead.
+fn wrong_path(request: &EngineRequest<'_>) -> Answer {
+    let warning = if AREAS.contains(&request.path) {
+        "Non-listing operations on the root of a K/V v2 mount are not supported.".to_owned()
+    } else {
+        let command = match request.operation {
+            Operation::Update => "put",
+            Operation::Patch => "patch",
+            Operation::List => "list",
+            Operation::Delete => "delete",
+            Operation::Read | Operation::Help => "get",
+        };
+        format!(
+            "Invalid path for a versioned K/V secrets engine. See the API docs for the appropriate API \
+             endpoints to use. If using the Vault CLI, use 'vault kv {command}' for this operation."
+        )
+    };
+    Answer::Missing(Logical { warnings: vec![warning], ..Logical::default() })
+}
+
 /// Does a piece of the engine's background work. True when there may be more.
-pub(super) fn sweep(mount: MountId, txn: &mut Transaction) -> Result<bool, ApiError> {
-    kv2_meta::sweep(mount, txn)
+pub(super) fn sweep(mount: &MountEntry, txn: &mut Transaction) -> Result<bool, ApiError> {
+    kv2_meta::sweep(Place::of(mount).records, txn)
 }
 
 fn config(key: &Key<'_>, operation: Operation, txn: &mut Transaction) -> Result<Answer, ApiError> {
-    let mut config = Config::load(key.mount, txn)?;
+    let mut config = Config::load(key.place.records, txn)?;
     match operation {
         Operation::Read => {
             let mut data = Map::new();
@@ -104,7 +115,7 @@ fn config(key: &Key<'_>, operation: Operation, txn: &mut Transaction) -> Result<
             if let Some(seconds) = fields.duration_s("delete_version_after")? {
                 config.delete_version_after_s = seconds.max(-1);
             }
-            config.store(key.mount, txn)?;
+            config.store(key.place.records, txn)?;
             let known = ["max_versions", "cas_required", "delete_version_after"];
             Ok(Answer::NoContent.with_warnings(fields.unknown_warning(&known)))
         }
@@ -130,11 +141,19 @@ enum Found {
 
 impl Key<'_> {
     fn meta(&self, txn: &mut Transaction) -> Result<Option<Meta>, ApiError> {
-        Meta::load(self.mount, &self.segments, txn)
+        Meta::load(self.place, &self.segments, txn)
     }
 
-    fn version_path(meta: &Meta, number: u64) -> [String; 3] {
-        ["v".to_owned(), hex::encode(meta.id), number.to_string()]
+    fn list(&self, txn: &mut Transaction) -> Result<Answer, ApiError> {
+        let mut folder = vec!["m"];
+        folder.extend_from_slice(&self.segments);
+        let mut names = txn.list(self.place.records, &folder)?;
+        if let Some(before) = self.place.before {
+            names.extend(txn.list(before.mount, &self.segments)?);
+            names.sort_unstable();
+            names.dedup();
+        }
+        listing(names)
     }
 
     /// Reads a version; 0 and less mean the latest.
@@ -148,10 +167,8 @@ impl Key<'_> {
         if version.destroyed || version.deleted(txn.now_ms()) {
             return Ok(Found::Gone(shown));
         }
-        let path = Self::version_path(meta, number);
-        let path: Vec<&str> = path.iter().map(String::as_str).collect();
-        let bytes = txn
-            .get(self.mount, &path, kind::KV2_VERSION)?
+        let bytes = meta
+            .read(self.place, &self.segments, number, txn)?
             .ok_or_else(|| ApiError::internal("reading a version", &"could not find version data"))?;
         let data =
             json::parse_own(&bytes).map_err(|error| ApiError::internal("reading a version", &error))?;
@@ -207,7 +224,7 @@ impl Key<'_> {
             }
             None => return Err(ApiError::invalid("no data provided")),
         };
-        let config = Config::load(self.mount, txn)?;
+        let config = Config::load(self.place.records, txn)?;
         let meta = self.meta(txn)?;
         self.check_and_set(&config, meta.as_ref())?;
         let meta = meta.unwrap_or_else(|| Meta::new(txn.now_ms()));
@@ -216,7 +233,7 @@ impl Key<'_> {
 
     fn patch(&self, txn: &mut Transaction) -> Result<Answer, ApiError> {
         let patch = Fields(self.data).object("data")?.ok_or_else(|| ApiError::invalid("no data provided"))?;
-        let config = Config::load(self.mount, txn)?;
+        let config = Config::load(self.place.records, txn)?;
         let meta = self.meta(txn)?.ok_or(ApiError::NotFound)?;
         self.check_and_set(&config, Some(&meta))?;
         let mut data = match self.find(&meta, 0, txn)? {
@@ -237,12 +254,9 @@ impl Key<'_> {
         txn: &mut Transaction,
     ) -> Result<Answer, ApiError> {
         let number = meta.push(config, txn.now_ms());
-        let path = Self::version_path(&meta, number);
-        let path: Vec<&str> = path.iter().map(String::as_str).collect();
-        let text = data.to_string().into_bytes();
-        txn.put(self.mount, &path, kind::KV2_VERSION, text)?;
-        meta.trim(self.mount, config, txn)?;
-        meta.store(self.mount, &self.segments, txn)?;
+        meta.write(self.place, number, data.to_string().into_bytes(), txn)?;
+        meta.trim(self.place, &self.segments, config, txn)?;
+        meta.store(self.place.records, &self.segments, txn)?;
         let version =
             meta.version(number).expect("the newest version is never trimmed: at least one is kept");
         let answer = Answer::data(meta.version_json(number, version));
@@ -280,7 +294,7 @@ impl Key<'_> {
         if let Some(version) = meta.version_mut(number).filter(|v| !v.destroyed && !v.deleted(now_ms)) {
             version.deletion_ms = now_ms;
             meta.updated_ms = now_ms;
-            meta.store(self.mount, &self.segments, txn)?;
+            meta.store(self.place.records, &self.segments, txn)?;
         }
         Ok(Answer::NoContent)
     }
@@ -304,7 +318,6 @@ impl Key<'_> {
             return Ok(Answer::NoContent);
         };
         let now_ms = txn.now_ms();
-        let id = meta.id;
         for number in numbers {
             let Some(version) = meta.version_mut(number).filter(|version| !version.destroyed) else {
                 continue;
@@ -315,12 +328,12 @@ impl Key<'_> {
                 Change::Undelete => version.deletion_ms = 0,
                 Change::Destroy => {
                     version.destroyed = true;
-                    delete_version(self.mount, id, number, txn)?;
+                    meta.erase(self.place, &self.segments, number, txn)?;
                 }
             }
         }
         meta.updated_ms = now_ms;
-        meta.store(self.mount, &self.segments, txn)?;
+        meta.store(self.place.records, &self.segments, txn)?;
         Ok(Answer::NoContent.with_warnings(self.warnings(&["versions"])))
     }
 
@@ -332,48 +345,57 @@ impl Key<'_> {
             None if patch => return Err(ApiError::NotFound),
             None => Meta::new(txn.now_ms()),
         };
-        if fields.value("max_versions").is_some() {
+        // In a merge patch `null` takes a field back to what it is without anybody's saying.
+        let cleared = |name: &str| patch && self.data.get(name).is_some_and(Value::is_null);
+        if fields.value("max_versions").is_some() || cleared("max_versions") {
             meta.max_versions = fields.count("max_versions")?;
         }
-        if let Some(required) = fields.flag("cas_required")? {
+        if let Some(required) = fields.flag("cas_required")?.or(cleared("cas_required").then_some(false)) {
             meta.cas_required = required;
         }
-        if let Some(seconds) = fields.duration_s("delete_version_after")? {
+        let after = fields.duration_s("delete_version_after")?;
+        if let Some(seconds) = after.or(cleared("delete_version_after").then_some(0)) {
             meta.delete_version_after_s = seconds.max(-1);
         }
-        if patch {
-            if let Some(changes) = fields.object("custom_metadata")? {
-                let mut custom = meta.custom.take().unwrap_or_default();
-                custom.retain(|name, _| changes.get(name).is_none_or(|change| !change.is_null()));
-                let kept: Map<String, Value> = changes
-                    .iter()
-                    .filter(|(_, value)| !value.is_null())
-                    .map(|(name, value)| (name.clone(), value.clone()))
-                    .collect();
-                let wrapped = Map::from_iter([("custom_metadata".to_owned(), Value::Object(kept))]);
-                custom.extend(Fields(&wrapped).text_map("custom_metadata")?.unwrap_or_default());
-                meta.custom = Some(custom);
-            }
+        if cleared("custom_metadata") {
+            meta.custom = None;
+        } else if patch {
+            self.patch_custom(&mut meta)?;
         } else if let Some(custom) = fields.text_map("custom_metadata")? {
             meta.custom = Some(custom);
         }
         check_custom(&meta)?;
         meta.updated_ms = txn.now_ms();
-        meta.store(self.mount, &self.segments, txn)?;
+        meta.store(self.place.records, &self.segments, txn)?;
         let known = ["max_versions", "cas_required", "delete_version_after", "custom_metadata"];
-        Ok(Answer::NoContent.with_warnings(self.warnings(&known)))
+        let mut warnings = self.warnings(&known);
+        if fields.flag("cas_required")? == Some(false) && Config::load(self.place.records, txn)?.cas_required
+        {
+            warnings.push(
+                "\"cas_required\" set to false, but is mandated by backend config. This value will be ignored."
+                    .to_owned(),
+            );
+        }
+        Ok(Answer::NoContent.with_warnings(warnings))
+    }
+
+    fn patch_custom(&self, meta: &mut Meta) -> Result<(), ApiError> {
+        let Some(changes) = Fields(self.data).object("custom_metadata")? else { return Ok(()) };
+        let mut custom = meta.custom.take().unwrap_or_default();
+        custom.retain(|name, _| changes.get(name).is_none_or(|change| !change.is_null()));
+        let kept = changes.iter().filter(|(_, value)| !value.is_null());
+        let kept: Map<String, Value> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+        let wrapped = Map::from_iter([("custom_metadata".to_owned(), Value::Object(kept))]);
+        custom.extend(Fields(&wrapped).text_map("custom_metadata")?.unwrap_or_default());
+        meta.custom = Some(custom);
+        Ok(())
     }
 
     fn delete_all(&self, txn: &mut Transaction) -> Result<Answer, ApiError> {
         let Some(meta) = self.meta(txn)? else {
             return Ok(Answer::NoContent);
         };
-        let mut path = vec!["m"];
-        path.extend_from_slice(&self.segments);
-        txn.delete(self.mount, &path)?;
-        if !meta.versions.is_empty() {
-            discard(self.mount, meta.id, meta.first_version, meta.current_version, txn)?;
-        }
+        meta.delete(self.place, &self.segments, txn)?;
         Ok(Answer::NoContent)
     }
 

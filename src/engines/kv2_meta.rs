@@ -10,12 +10,14 @@ use std::collections::BTreeMap;
 
 use bincode::{Decode, Encode};
 use serde_json::{Map, Value, json};
+use zeroize::Zeroizing;
 
 use crate::{
     barrier::MountId,
     core::{
         codec,
         error::ApiError,
+        mounts::{EngineKind, MountEntry},
         time::{go_duration, rfc3339},
         txn::{Transaction, kind},
     },
@@ -24,6 +26,36 @@ use crate::{
 
 /// Versions kept when neither key nor mount says how many.
 const DEFAULT_MAX_VERSIONS: u64 = 10;
+/// What a mount's records stand below, and what it had before it had versions.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    /// Where the records are.
+    pub records: MountId,
+    /// The mount has been upgraded.
+    pub before: Option<Before>,
+}
+
+/// The secrets of a mount from the time when it had no versions. They are never moved: an upgrade is one write
+/// however many there are, and none of them can be too large for it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Before {
+    /// Where they are, each under the path of its key.
+    pub mount: MountId,
+    /// When the mount was upgraded.
+    pub since_ms: u64,
+}
+
+impl Place {
+    pub fn of(mount: &MountEntry) -> Self {
+        match mount.engine {
+            EngineKind::Kv2Upgraded { records, since_ms } => {
+                Self { records, before: Some(Before { mount: mount.id, since_ms }) }
+            }
+            _ => Self { records: mount.id, before: None },
+        }
+    }
+}
+
 /// Version records that one request deletes itself; what is more waits for the sweep.
 const MAX_DELETED_AT_ONCE: u64 = 100;
 
@@ -111,9 +143,85 @@ impl Meta {
         }
     }
 
-    pub fn load(mount: MountId, key: &[&str], txn: &mut Transaction) -> Result<Option<Self>, ApiError> {
-        let bytes = txn.get(mount, &meta_path(key), kind::KV2_META)?;
-        bytes.map(|bytes| codec::decode(&bytes)).transpose()
+    pub fn load(place: Place, key: &[&str], txn: &mut Transaction) -> Result<Option<Self>, ApiError> {
+        if let Some(bytes) = txn.get(place.records, &meta_path(key), kind::KV2_META)? {
+            return codec::decode(&bytes).map(Some);
+        }
+        let Some(before) = place.before else { return Ok(None) };
+        let found = txn.get(before.mount, key, kind::KV1)?.is_some();
+        Ok(found.then(|| Self::of_before(before.since_ms)))
+    }
+
+    /// The metadata of a key that was there before there were versions: as if it had been written once.
+    fn of_before(since_ms: u64) -> Self {
+        let mut meta = Self::new(since_ms);
+        meta.push(&Config::default(), since_ms);
+        meta
+    }
+
+    /// Reads the text of a version.
+    pub fn read(
+        &self,
+        place: Place,
+        key: &[&str],
+        number: u64,
+        txn: &mut Transaction,
+    ) -> Result<Option<Zeroizing<Vec<u8>>>, ApiError> {
+        let path = ["v".to_owned(), hex::encode(self.id), number.to_string()];
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        let bytes = txn.get(place.records, &path, kind::KV2_VERSION)?;
+        match (bytes, place.before) {
+            (None, Some(before)) if number == 1 => txn.get(before.mount, key, kind::KV1),
+            (bytes, _) => Ok(bytes),
+        }
+    }
+
+    /// Writes the text of a version.
+    pub fn write(
+        &self,
+        place: Place,
+        number: u64,
+        text: Vec<u8>,
+        txn: &mut Transaction,
+    ) -> Result<(), ApiError> {
+        let path = ["v", &hex::encode(self.id), &number.to_string()];
+        txn.put(place.records, &path, kind::KV2_VERSION, text)
+    }
+
+    /// Deletes the text of a version.
+    pub fn erase(
+        &self,
+        place: Place,
+        key: &[&str],
+        number: u64,
+        txn: &mut Transaction,
+    ) -> Result<(), ApiError> {
+        self.erase_before(place, key, number, txn)?;
+        delete_version(place.records, self.id, number, txn)
+    }
+
+    /// Deletes what the key was before there were versions, if that goes with version `from`.
+    fn erase_before(
+        &self,
+        place: Place,
+        key: &[&str],
+        from: u64,
+        txn: &mut Transaction,
+    ) -> Result<(), ApiError> {
+        match place.before {
+            Some(before) if from == 1 => txn.delete(before.mount, key),
+            _ => Ok(()),
+        }
+    }
+
+    /// Deletes the metadata and the texts of all versions.
+    pub fn delete(&self, place: Place, key: &[&str], txn: &mut Transaction) -> Result<(), ApiError> {
+        txn.delete(place.records, &meta_path(key))?;
+        if self.versions.is_empty() {
+            return Ok(());
+        }
+        self.erase_before(place, key, self.first_version, txn)?;
+        discard(place.records, self.id, self.first_version, self.current_version, txn)
     }
 
     pub fn store(&self, mount: MountId, key: &[&str], txn: &mut Transaction) -> Result<(), ApiError> {
@@ -133,8 +241,10 @@ impl Meta {
     /// Adds a version and gives back its number.
     pub fn push(&mut self, config: &Config, now_ms: u64) -> u64 {
         let after_s = match (self.delete_version_after_s, config.delete_version_after_s) {
-            (own, _) if own != 0 => own,
-            (_, mounts) => mounts,
+            // Switched off, on either side.
+            (own, mounts) if own < 0 || mounts < 0 => 0,
+            (0, seconds) | (seconds, 0) => seconds,
+            (own, mounts) => own.min(mounts),
         };
         let deletion_ms = match u64::try_from(after_s) {
             Ok(seconds) if seconds > 0 => now_ms.saturating_add(seconds.saturating_mul(1_000)),
@@ -150,7 +260,13 @@ impl Meta {
     }
 
     /// Unlinks the versions that are more than are to be kept.
-    pub fn trim(&mut self, mount: MountId, config: &Config, txn: &mut Transaction) -> Result<(), ApiError> {
+    pub fn trim(
+        &mut self,
+        place: Place,
+        key: &[&str],
+        config: &Config,
+        txn: &mut Transaction,
+    ) -> Result<(), ApiError> {
         let keep = match (self.max_versions, config.max_versions) {
             (0, 0) => DEFAULT_MAX_VERSIONS,
             (0, mounts) => mounts,
@@ -164,7 +280,8 @@ impl Meta {
         let to = from + excess as u64 - 1;
         self.versions.drain(..excess);
         self.first_version = to + 1;
-        discard(mount, self.id, from, to, txn)
+        self.erase_before(place, key, from, txn)?;
+        discard(place.records, self.id, from, to, txn)
     }
 
     /// The number that clients call the oldest version: 0 until one was trimmed.
@@ -219,13 +336,7 @@ impl Meta {
 
 /// Deletes the records of versions that nothing refers to any more, or leaves a note for the sweep when there
 /// are too many for one entry.
-pub(super) fn discard(
-    mount: MountId,
-    id: [u8; 16],
-    from: u64,
-    to: u64,
-    txn: &mut Transaction,
-) -> Result<(), ApiError> {
+fn discard(mount: MountId, id: [u8; 16], from: u64, to: u64, txn: &mut Transaction) -> Result<(), ApiError> {
     let direct_to = to.min(from.saturating_add(MAX_DELETED_AT_ONCE - 1));
     for number in from..=direct_to {
         delete_version(mount, id, number, txn)?;
@@ -251,12 +362,7 @@ pub(super) fn sweep(mount: MountId, txn: &mut Transaction) -> Result<bool, ApiEr
     Ok(true)
 }
 
-pub(super) fn delete_version(
-    mount: MountId,
-    id: [u8; 16],
-    number: u64,
-    txn: &mut Transaction,
-) -> Result<(), ApiError> {
+fn delete_version(mount: MountId, id: [u8; 16], number: u64, txn: &mut Transaction) -> Result<(), ApiError> {
     txn.delete(mount, &["v", &hex::encode(id), &number.to_string()])
 }
 

@@ -27,13 +27,15 @@ pub struct EngineRequest<'a> {
     pub data: &'a Map<String, Value>,
     /// The mount.
     pub mount: &'a MountEntry,
+    /// How long what the mount says nothing about is good for, in seconds.
+    pub default_lease_ttl_s: u64,
 }
 
 /// Lets the engine of a mount handle a request.
 pub fn handle(request: &EngineRequest<'_>, txn: &mut Transaction) -> Result<Answer, ApiError> {
     match request.mount.engine {
         EngineKind::Kv1 => kv1::handle(request, txn),
-        EngineKind::Kv2 => kv2::handle(request, txn),
+        EngineKind::Kv2 | EngineKind::Kv2Upgraded { .. } => kv2::handle(request, txn),
         EngineKind::System | EngineKind::Cubbyhole | EngineKind::Identity => {
             Err(ApiError::UnsupportedPath { authenticated: true })
         }
@@ -44,17 +46,14 @@ pub fn handle(request: &EngineRequest<'_>, txn: &mut Transaction) -> Result<Answ
 pub fn latch<'p>(mount: &MountEntry, path: &'p str) -> &'p str {
     match mount.engine {
         // `data/a`, `delete/a` and `metadata/a` all change the metadata record of `a`.
-        EngineKind::Kv2 => path.split_once('/').map_or(path, |(_, key)| key),
+        engine if engine.has_versions() => path.split_once('/').map_or(path, |(_, key)| key),
         _ => path,
     }
 }
 
 /// Does a piece of a mount's background work. True when there may be more.
 pub fn sweep(mount: &MountEntry, txn: &mut Transaction) -> Result<bool, ApiError> {
-    match mount.engine {
-        EngineKind::Kv2 => kv2::sweep(mount.id, txn),
-        _ => Ok(false),
-    }
+    if mount.engine.has_versions() { kv2::sweep(mount, txn) } else { Ok(false) }
 }
 
 /// A listing as clients expect it: folders end in a slash.
