@@ -13,7 +13,10 @@ use keystead_chaos::{
 };
 use serde_json::json;
 
-const KILLS: usize = 20;
+/// How often the leader is killed; `tests/run --long` does it a hundred times.
+fn kills() -> usize {
+    if common::long() { 100 } else { 20 }
+}
 
 /// Kills the leader under load, measures the next write through a survivor, brings the dead one back.
 async fn kill_under_load(cluster: &Cluster, number: usize) -> Duration {
@@ -35,8 +38,8 @@ async fn twenty_kills_of_the_leader_under_load_lose_no_acknowledged_write() {
     let cluster = ready().await;
     let clients: Vec<_> = cluster.nodes().iter().map(|node| node.client()).collect();
     let load = Load::start(&clients, 4, Duration::from_millis(5));
-    let mut times = Vec::with_capacity(KILLS);
-    for number in 0..KILLS {
+    let mut times = Vec::with_capacity(kills());
+    for number in 0..kills() {
         let before = load.acknowledged();
         wait::until_now("the load to go on", Duration::from_secs(20), || {
             let written = load.acknowledged() - before;
@@ -47,10 +50,10 @@ async fn twenty_kills_of_the_leader_under_load_lose_no_acknowledged_write() {
         times.push(Box::pin(kill_under_load(&cluster, number)).await);
     }
     let history = load.stop().await;
-    assert!(history.count(Ended::Acknowledged) > KILLS * 10);
+    assert!(history.count(Ended::Acknowledged) > kills() * 10);
     Box::pin(history.check(&cluster, &[0, 1, 2])).await.unwrap();
     times.sort_unstable();
-    let (median, worst) = (times[KILLS / 2], times[KILLS - 1]);
+    let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
     assert!(median < at_most(Duration::from_secs(1)), "median {median:?} of {times:?}");
     assert!(worst < at_most(Duration::from_secs(2)), "worst {worst:?} of {times:?}");
 }
@@ -91,13 +94,13 @@ async fn kill_between_commit_and_reply(cluster: &Cluster, value: u64) {
 #[tokio::test]
 async fn a_counter_is_raised_exactly_once_when_the_leader_dies_between_commit_and_reply() {
     let cluster = Box::pin(three().with_net().ready()).await.unwrap();
-    for value in 0..KILLS as u64 {
+    for value in 0..kills() as u64 {
         Box::pin(kill_between_commit_and_reply(&cluster, value)).await;
     }
     for node in cluster.nodes() {
-        assert_eq!(node.get("counter").await.unwrap().unwrap()["n"], KILLS as u64);
+        assert_eq!(node.get("counter").await.unwrap().unwrap()["n"], kills() as u64);
         let metadata = node.call("GET", "secret/metadata/counter", None).await.unwrap().data();
-        assert_eq!(metadata["current_version"], KILLS as u64, "each raise made one version");
+        assert_eq!(metadata["current_version"], kills() as u64, "each raise made one version");
     }
 }
 

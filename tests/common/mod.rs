@@ -28,3 +28,8 @@ pub async fn ready() -> Cluster {
 pub fn at_most(release: Duration) -> Duration {
     if cfg!(debug_assertions) { release * 3 } else { release }
 }
+
+/// Whether the full numbers are asked for: `tests/run --long`.
+pub fn long() -> bool {
+    std::env::var_os("KEYSTEAD_TESTS_LONG").is_some()
+}

@@ -37,7 +37,8 @@ fn edit(data: &std::path::Path, change: impl Fn(&mut SealConfig)) {
 
 #[tokio::test]
 async fn a_seal_configuration_that_was_edited_on_disk_opens_nothing() {
-    let changes: [(&str, fn(&mut SealConfig)); 4] = [
+    type Change = fn(&mut SealConfig);
+    let changes: [(&str, Change); 4] = [
         ("its date", |config| config.created_ms ^= 1),
         ("the threshold", |config| config.seals[0].threshold = 2),
         ("the root's commitment", |config| config.root_commitment[0] ^= 1),

@@ -40,7 +40,7 @@ async fn strangers_get_nothing_from_the_cluster_port() {
     let cluster = ready().await;
     let leader = cluster.leader().await.unwrap();
     let port = cluster.at(leader).config().cluster;
-    let noise: Vec<u8> = (0..20_000u32).map(|n| (n * 7919 >> 3) as u8).collect();
+    let noise: Vec<u8> = (0..20_000u32).map(|n| ((n * 7919) >> 3) as u8).collect();
     let patience = Duration::from_secs(2);
     for bytes in [&noise[..], b"GET / HTTP/1.1\r\n\r\n", b"", &[0x16, 3, 1, 0xff, 0xff], &header(1, 1, 10)] {
         let answer = raw::over_tcp(port, bytes, patience).await.unwrap_or_default();
@@ -134,7 +134,7 @@ async fn promises_of_bulk_that_never_comes_take_no_memory_and_no_room_from_membe
     for n in 0..60 {
         let mut line = attacker.open(port, Channel::Bulk).await.unwrap();
         line.stream.write_all(&header(1, Kind::Append as u8, frame::REPLICATION_LIMIT as u32)).await.unwrap();
-        line.stream.write_all(&vec![n; 100]).await.unwrap();
+        line.stream.write_all(&[n; 100]).await.unwrap();
         line.stream.flush().await.unwrap();
         held.push(line);
     }
