@@ -2,7 +2,6 @@
 
 use super::commands;
 use super::flags::{Flag, Kind};
-use super::settings::HTTP_FLAGS;
 use super::{Command, Program};
 
 /// The list of all commands of one word.
@@ -33,7 +32,7 @@ pub fn of_command(program: Program, command: &Command) -> String {
         text.push_str(&format!("\n\nSubcommands:\n{}", listing(children.into_iter())));
     }
     for (title, flags) in [
-        ("HTTP Options", if command.calls_api { HTTP_FLAGS } else { &[] }),
+        (if command.calls_api { "HTTP Options" } else { "Output Options" }, command.shared_flags()),
         ("Command Options", command.flags),
     ] {
         if command.run.is_some() && !flags.is_empty() {

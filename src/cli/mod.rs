@@ -10,6 +10,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))] // in a test, a panic is the report
 
 pub mod api_error;
+pub mod certificate;
 pub mod commands;
 pub mod data;
 pub mod duration;
@@ -115,6 +116,8 @@ pub struct Command {
     pub flags: &'static [Flag],
     /// Whether it calls the API, and so has the flags for that too.
     pub calls_api: bool,
+    /// Whether it has `-format` although it calls no API.
+    pub prints_formats: bool,
     /// Whether its arguments are data, among which a leading dash is nothing unusual.
     pub takes_data: bool,
     /// Does it; `None` for a mere parent of other commands.
@@ -130,13 +133,22 @@ impl Command {
         about: "",
         flags: &[],
         calls_api: true,
+        prints_formats: false,
         takes_data: false,
         run: None,
     };
 
     fn all_flags(&self) -> Vec<Flag> {
-        let http = if self.calls_api { settings::HTTP_FLAGS } else { &[] };
-        self.flags.iter().chain(http).copied().collect()
+        self.flags.iter().chain(self.shared_flags()).copied().collect()
+    }
+
+    /// The flags it shares with other commands.
+    fn shared_flags(&self) -> &'static [Flag] {
+        match (self.calls_api, self.prints_formats) {
+            (true, _) => settings::HTTP_FLAGS,
+            (false, true) => settings::FORMAT_FLAGS,
+            (false, false) => &[],
+        }
     }
 }
 
@@ -227,6 +239,7 @@ struct CommandLine {
     arguments: Vec<String>,
     help: bool,
     version: bool,
+    completion: bool,
     early_flags: bool,
 }
 
@@ -236,6 +249,10 @@ pub fn run(args: &[String], environment: &Environment, ui: &mut Ui<'_>) -> i32 {
     let line = sort_out(args.get(1..).unwrap_or_default());
     if line.version {
         ui.output(&commands::version::line(program));
+        return 0;
+    }
+    if line.completion {
+        ui.output(&commands::completion::install_hint(program.command()));
         return 0;
     }
     let Some(command) = line.command else {
@@ -275,12 +292,16 @@ fn sort_out(args: &[String]) -> CommandLine {
         arguments: Vec::new(),
         help: false,
         version: false,
+        completion: false,
         early_flags: false,
     };
     let mut found_at = None;
     for (at, arg) in args.iter().enumerate() {
         match arg.as_str() {
             "--" => break,
+            "-autocomplete-install" | "-autocomplete-uninstall" if found_at.is_none() => {
+                line.completion = true;
+            }
             "-h" | "-help" | "--help" => line.help = true,
             _ if found_at.is_some() => {}
             "-v" | "-version" | "--version" => line.version = true,
@@ -313,7 +334,8 @@ fn invocation<'a, 'u>(
 ) -> Result<Invocation<'a, 'u>, i32> {
     let named = found_anywhere(&arguments, "format", true)
         .or_else(|| environment.non_empty("FORMAT").map(str::to_owned));
-    let format = if command.calls_api { named.unwrap_or_default() } else { String::new() };
+    let has_format = command.calls_api || command.prints_formats;
+    let format = if has_format { named.unwrap_or_default() } else { String::new() };
     let Some(format) = (if format.is_empty() { Some(Format::Table) } else { Format::parse(&format) }) else {
         ui.error(&format!("Invalid output format: {}", format.to_ascii_lowercase()));
         return Err(1);

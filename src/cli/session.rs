@@ -1,6 +1,9 @@
 //! A command's conversation with a server: flags and environment in, API calls out.
 
+use std::path::PathBuf;
+
 use bytes::Bytes;
+use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue};
 use serde_json::Value;
 use zeroize::Zeroizing;
@@ -13,6 +16,9 @@ use super::settings::{Settings, canonical_namespace};
 use super::token_helper::TokenHelper;
 use super::{Instead, Invocation};
 use crate::client::{Address, Client, ClientConfig, Response, Scheme, Token, escape_path};
+
+/// Where a server is if nobody says.
+const DEFAULT_ADDRESS: &str = "https://127.0.0.1:8200";
 
 /// What is done in place of a call, or for it.
 struct Extra {
@@ -28,6 +34,8 @@ pub struct Session {
     extra: Extra,
     instead: Instead,
     program: &'static str,
+    configured_headers: Vec<(HeaderName, HeaderValue)>,
+    curl_tls: CurlTls,
 }
 
 impl Session {
@@ -38,9 +46,11 @@ impl Session {
     pub fn open(invocation: &Invocation<'_, '_>) -> Result<Session, String> {
         let (flags, environment) = (&invocation.flags, invocation.environment);
         let settings = Settings { flags, environment };
-        let address = settings.text("address", "ADDR").unwrap_or("https://127.0.0.1:8200");
-        let address = Address::parse(address).map_err(|error| error.to_string())?;
-        let mut config = ClientConfig::new(address);
+        let mut addresses =
+            addresses(settings.text("address", "ADDR").unwrap_or(DEFAULT_ADDRESS))?.into_iter();
+        let first = addresses.next().ok_or("the list of addresses is empty")?;
+        let mut config = ClientConfig::new(first);
+        config.further_addresses = addresses.collect();
         config.token = effective_token(environment)?;
         let namespace = settings.text("ns", "NAMESPACE").filter(|_| flags.has("ns"));
         let namespace = namespace.or(settings.text("namespace", "NAMESPACE"));
@@ -49,12 +59,14 @@ impl Session {
         config.timeout = settings.timeout()?;
         config.follow_redirects = !settings.bool("disable-redirects", "DISABLE_REDIRECTS")?;
         config.tls_server_name = settings.text("tls-server-name", "TLS_SERVER_NAME").map(str::to_owned);
-        if config.address.scheme() == Scheme::Https {
-            config.tls = Some(settings.tls()?.build().map_err(|error| error.to_string())?);
+        let tls = settings.tls()?;
+        if config.addresses().any(|address| address.scheme() == Scheme::Https) {
+            config.tls = Some(tls.build().map_err(|error| error.to_string())?);
         }
         let namespace = config.namespace.clone();
         let extra = Extra { wrap_ttl: settings.wrap_ttl()?, headers: settings.request_headers()? };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let configured_headers = config.headers.clone();
         Ok(Session {
             client: Client::new(config).map_err(|error| error.to_string())?,
             runtime: runtime.map_err(|error| format!("cannot start the event loop: {error}"))?,
@@ -62,7 +74,20 @@ impl Session {
             extra,
             instead: invocation.instead,
             program: invocation.program.command(),
+            configured_headers,
+            curl_tls: CurlTls {
+                skip_verify: tls.skip_verify,
+                ca_file: tls.ca_file,
+                ca_path: tls.ca_path,
+                client_cert: tls.client_cert,
+                client_key: tls.client_key,
+            },
         })
+    }
+
+    /// The address that answered last, the first one to begin with.
+    pub fn address(&self) -> String {
+        self.client.address().to_string()
     }
 
     /// The token that calls carry.
@@ -93,14 +118,26 @@ impl Session {
         query: &[(&str, &str)],
         body: Option<&Value>,
     ) -> Result<Response, ApiError> {
+        self.call_with(method, path, query, body, Vec::new())
+    }
+
+    /// [`Session::call`] with headers of the request's own.
+    fn call_with(
+        &self,
+        method: &str,
+        path: &str,
+        query: &[(&str, &str)],
+        body: Option<&Value>,
+        mut headers: Vec<(HeaderName, HeaderValue)>,
+    ) -> Result<Response, ApiError> {
         let target = target(path, query);
         let body = body.map(|body| Zeroizing::new(body.to_string()));
+        headers.extend(self.extra_headers());
         match self.instead {
-            Instead::Nothing => {}
-            Instead::Curl => return Err(ApiError::Shown(self.curl(method, &target, body.as_ref()))),
-            Instead::Policy => return Err(ApiError::Shown(policy_for(method, path, query))),
+            Instead::Nothing => self.exchange(method, &target, body, &headers),
+            Instead::Curl => Err(ApiError::Shown(self.curl(method, &target, body.as_ref(), &headers))),
+            Instead::Policy => Err(ApiError::Shown(policy_for(method, path, query))),
         }
-        self.exchange(method, &target, body, &self.extra_headers())
     }
 
     /// A read that is made whatever is asked for in place of the command's own calls, and never wrapped.
@@ -116,17 +153,8 @@ impl Session {
     /// # Errors
     /// As [`Session::call`], but not for a 404.
     pub fn read(&self, path: &str, query: &[(&str, &str)]) -> Result<Option<Secret>, ApiError> {
-        match self.call_for_any_status("GET", path, query, None)? {
-            (response, None) => parse(&response),
-            (response, Some(error)) if error.status() == Some(404) => {
-                // A 404 may carry data (a deleted version's metadata) or warnings.
-                let secret = parse(&response).unwrap_or_default();
-                Ok(secret.filter(|secret| {
-                    secret.has_warnings() || secret.data.as_ref().is_some_and(|data| !data.is_empty())
-                }))
-            }
-            (_, Some(error)) => Err(error),
-        }
+        let (response, error) = self.call_for_any_status("GET", path, query, None)?;
+        found(&response, error)
     }
 
     /// Lists; `None` when nothing is there.
@@ -143,6 +171,26 @@ impl Session {
     /// As [`Session::call`].
     pub fn send(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Option<Secret>, ApiError> {
         parse(&self.call(method, path, &[], body)?)
+    }
+
+    /// Sends a JSON merge patch (RFC 7396); `None` when the answer has no body.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub fn merge_patch(&self, path: &str, body: &Value) -> Result<Option<Secret>, ApiError> {
+        let content_type = HeaderValue::from_static("application/merge-patch+json");
+        let headers = vec![(CONTENT_TYPE, content_type)];
+        parse(&self.call_with("PATCH", path, &[], Some(body), headers)?)
+    }
+
+    /// Reads what a command must know before its own request: the read is made whatever is asked for in
+    /// place of that request, and never wrapped. `None` when nothing is there.
+    ///
+    /// # Errors
+    /// As [`Session::read`].
+    pub fn preread(&self, path: &str, query: &[(&str, &str)]) -> Result<Option<Secret>, ApiError> {
+        let response = self.answer("GET", &target(path, query), None, &self.extra.headers)?;
+        found(&response, self.error_of("GET", &response))
     }
 
     /// Deletes; `None` when the answer has no body.
@@ -223,10 +271,22 @@ impl Session {
         headers
     }
 
-    fn curl(&self, method: &str, target: &str, body: Option<&Zeroizing<String>>) -> String {
+    fn curl(
+        &self,
+        method: &str,
+        target: &str,
+        body: Option<&Zeroizing<String>>,
+        headers: &[(HeaderName, HeaderValue)],
+    ) -> String {
         let mut command = String::from("curl ");
+        if self.curl_tls.skip_verify {
+            command.push_str("--insecure ");
+        }
         if method != "GET" {
             command.push_str(&format!("-X {method} "));
+        }
+        for (option, file) in self.curl_tls.files() {
+            command.push_str(&format!("{option} '{}' ", quoted(&file.display().to_string())));
         }
         command.push_str("-H \"X-Vault-Request: true\" ");
         if self.client.token().is_some() {
@@ -235,14 +295,69 @@ impl Session {
         if let Some(namespace) = &self.namespace {
             command.push_str(&format!("-H \"X-Vault-Namespace: {namespace}\" "));
         }
-        if let Some(ttl) = self.extra.wrap_ttl {
-            command.push_str(&format!("-H \"X-Vault-Wrap-Ttl: {ttl}\" "));
+        for (name, value) in self.configured_headers.iter().chain(headers) {
+            let value = in_double_quotes(&String::from_utf8_lossy(value.as_bytes()));
+            command.push_str(&format!("-H \"{}: {value}\" ", canonical(name)));
         }
         if let Some(body) = body {
-            command.push_str(&format!("-d '{}' ", body.replace('\'', r#"'"'"'"#)));
+            command.push_str(&format!("-d '{}' ", quoted(body)));
         }
         format!("{command}\"{}\"", self.client.url(target))
     }
+}
+
+/// Text for single quotes in a shell.
+fn quoted(text: &str) -> String {
+    text.replace('\'', r#"'"'"'"#)
+}
+
+/// Text for double quotes in a shell.
+fn in_double_quotes(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        if matches!(character, '\\' | '"' | '$' | '`') {
+            escaped.push('\\');
+        }
+        escaped.push(character);
+    }
+    escaped
+}
+
+/// A header's name as Go spells it: `X-Vault-Wrap-Ttl`.
+fn canonical(name: &HeaderName) -> String {
+    let word = |word: &str| {
+        let (first, rest) = word.split_at(word.len().min(1));
+        format!("{}{rest}", first.to_ascii_uppercase())
+    };
+    name.as_str().split('-').map(word).collect::<Vec<_>>().join("-")
+}
+
+/// The TLS settings that curl has options for.
+#[derive(Default)]
+struct CurlTls {
+    skip_verify: bool,
+    ca_file: Option<PathBuf>,
+    ca_path: Option<PathBuf>,
+    client_cert: Option<PathBuf>,
+    client_key: Option<PathBuf>,
+}
+
+impl CurlTls {
+    fn files(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
+        let files = [
+            ("--cacert", &self.ca_file),
+            ("--capath", &self.ca_path),
+            ("--cert", &self.client_cert),
+            ("--key", &self.client_key),
+        ];
+        files.into_iter().filter_map(|(option, file)| Some((option, file.as_ref()?)))
+    }
+}
+
+/// The addresses in a list with commas, the order kept.
+fn addresses(list: &str) -> Result<Vec<Address>, String> {
+    let parts = list.split(',').map(str::trim).filter(|part| !part.is_empty());
+    parts.map(|part| Address::parse(part).map_err(|error| error.to_string())).collect()
 }
 
 struct WipedBody(Zeroizing<String>);
@@ -266,6 +381,21 @@ pub fn effective_token(environment: &Environment) -> Result<Option<Token>, Strin
             .load()
             .map_err(|error| format!("error reading the token from {}: {error}", helper.path().display())),
         None => Ok(None),
+    }
+}
+
+/// What a read found, if anything.
+fn found(response: &Response, error: Option<ApiError>) -> Result<Option<Secret>, ApiError> {
+    match error {
+        None => parse(response),
+        Some(error) if error.status() == Some(404) => {
+            // A 404 may carry data (a deleted version's metadata) or warnings.
+            let secret = parse(response).unwrap_or_default();
+            Ok(secret.filter(|secret| {
+                secret.has_warnings() || secret.data.as_ref().is_some_and(|data| !data.is_empty())
+            }))
+        }
+        Some(error) => Err(error),
     }
 }
 

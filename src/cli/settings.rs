@@ -50,8 +50,13 @@ pub const HTTP_FLAGS: &[Flag] = &[
         "Print the curl command for the request instead of sending it.",
     ),
     Flag::new("output-policy", Kind::Bool, "Print the policy that the request needs instead of sending it."),
-    Flag::new("format", Kind::Text, "table, json, yaml or raw (VAULT_FORMAT)."),
+    FORMAT,
 ];
+
+/// The flags of commands that call no API and yet have a result to format.
+pub const FORMAT_FLAGS: &[Flag] = &[FORMAT];
+
+const FORMAT: Flag = Flag::new("format", Kind::Text, "table, json, yaml or raw (VAULT_FORMAT).");
 
 /// Flags over environment variables.
 pub(super) struct Settings<'a> {

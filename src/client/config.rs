@@ -36,6 +36,8 @@ impl Token {
 pub struct ClientConfig {
     /// The server.
     pub address: Address,
+    /// Where else the server's cluster answers; tried in turn, each while the one before does not.
+    pub further_addresses: Vec<Address>,
     /// Sent as `X-Vault-Token` where there is one.
     pub token: Option<Token>,
     /// Sent as `X-Vault-Namespace` where there is one.
@@ -59,6 +61,7 @@ impl ClientConfig {
     pub fn new(address: Address) -> ClientConfig {
         ClientConfig {
             address,
+            further_addresses: Vec::new(),
             token: None,
             namespace: None,
             headers: Vec::new(),
@@ -68,5 +71,9 @@ impl ClientConfig {
             follow_redirects: true,
             max_response_bytes: 64 * 1024 * 1024,
         }
+    }
+    /// Every address, in the order they are tried.
+    pub fn addresses(&self) -> impl Iterator<Item = &Address> {
+        std::iter::once(&self.address).chain(&self.further_addresses)
     }
 }

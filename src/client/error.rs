@@ -2,6 +2,8 @@
 
 use std::io;
 
+use ::http::Method;
+
 /// A request that got no complete answer.
 ///
 /// Its text is that of Go's `url.Error`: the method with a capital, the URL in quotes, the cause.
@@ -10,6 +12,9 @@ pub enum ClientError {
     /// The configuration or the request cannot be sent at all; nothing has left this process.
     #[error("{0}")]
     Unusable(String),
+    /// No address of several answered.
+    #[error("no address answered:\n\n{}", listed(.0))]
+    NoneAnswered(Vec<ClientError>),
     /// The request was not answered, or not completely. Whether it took effect is unknown, unless
     /// [`ClientError::was_not_sent`] says otherwise.
     #[error("{} \"{url}\": {source}", capitalised(.method))]
@@ -24,9 +29,23 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Whether another address of the same cluster may be asked: the server has not seen the request, or it
+    /// is one that changes nothing. A certificate that is not trusted ends the search: it is for the
+    /// operator to see, not to be stepped over.
+    pub(super) fn lets_another_try(&self, method: &Method) -> bool {
+        let ClientError::Transport { source, .. } = self else { return false };
+        match source {
+            Failure::Lookup { .. } | Failure::Dial { .. } => true,
+            Failure::Tls(error) => !error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()),
+            Failure::Exchange(_) => matches!(*method, Method::GET | Method::HEAD),
+            Failure::Timeout | Failure::TooLarge { .. } | Failure::Redirect(_) => false,
+        }
+    }
+
     /// Whether the server cannot have seen the request.
     pub fn was_not_sent(&self) -> bool {
         match self {
+            ClientError::NoneAnswered(failures) => failures.iter().all(ClientError::was_not_sent),
             ClientError::Unusable(_) => true,
             ClientError::Transport { source, .. } => {
                 matches!(source, Failure::Lookup { .. } | Failure::Dial { .. } | Failure::Tls(_))
@@ -72,6 +91,10 @@ pub enum Failure {
     /// A redirect that must not be followed.
     #[error("{0}")]
     Redirect(String),
+}
+
+fn listed(failures: &[ClientError]) -> String {
+    failures.iter().map(|failure| format!("* {failure}")).collect::<Vec<_>>().join("\n")
 }
 
 fn capitalised(method: &str) -> String {

@@ -1,5 +1,6 @@
 //! Requests and answers: the pool of idle connections, one redirect, one deadline, one size limit.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
@@ -14,6 +15,8 @@ use super::{Address, ClientConfig, ClientError, Failure, Scheme, Token};
 const IDLE_CONNECTIONS: usize = 4;
 /// An idle connection older than this is not used again: the server is likely to be closing it.
 const IDLE_AGE: Duration = Duration::from_secs(30);
+/// How long one of several addresses may take to connect, TLS included.
+const DIAL_TIME: Duration = Duration::from_secs(5);
 
 /// A complete answer, whatever its status.
 #[derive(Debug, Clone)]
@@ -28,7 +31,10 @@ pub struct Response {
     pub url: String,
 }
 
-/// A client of one server.
+/// A client of one server, or of a cluster at several addresses.
+///
+/// With several addresses, a request goes to the one that answered last, and to the next ones only while
+/// none has seen it, or if it is a GET, which may be sent twice.
 ///
 /// It may be shared; requests running at the same time use a connection each. It needs a tokio runtime with
 /// I/O and time, the same one for all requests.
@@ -36,6 +42,8 @@ pub struct Client {
     config: ClientConfig,
     tls: Option<Tls>,
     idle: Mutex<Vec<Idle>>,
+    /// Which of the addresses answered last.
+    current: AtomicUsize,
 }
 
 struct Idle {
@@ -51,15 +59,17 @@ impl Client {
     /// [`ClientError::Unusable`] when an `https` address comes without a TLS configuration.
     pub fn new(config: ClientConfig) -> Result<Client, ClientError> {
         let tls = config.tls.as_deref().map(|tls| Tls::new(tls, config.tls_server_name.clone()));
-        if config.address.scheme() == Scheme::Https && tls.is_none() {
+        let encrypted = config.addresses().any(|address| address.scheme() == Scheme::Https);
+        if encrypted && tls.is_none() {
             return Err(ClientError::Unusable("an https address needs a TLS configuration".to_owned()));
         }
-        Ok(Client { config, tls, idle: Mutex::new(Vec::new()) })
+        Ok(Client { config, tls, idle: Mutex::new(Vec::new()), current: AtomicUsize::new(0) })
     }
 
-    /// The server this client talks to.
+    /// The server this client talks to: of several, the one that answered last.
     pub fn address(&self) -> &Address {
-        &self.config.address
+        let current = self.current.load(Ordering::Relaxed);
+        self.config.addresses().nth(current).unwrap_or(&self.config.address)
     }
 
     /// The token sent with every request, where there is one.
@@ -74,7 +84,7 @@ impl Client {
 
     /// The URL a request for this path is sent to.
     pub fn url(&self, path_and_query: &str) -> String {
-        format!("{}{}", self.config.address, path_and_query)
+        format!("{}{}", self.address(), path_and_query)
     }
 
     /// Sends one request and reads its whole answer.
@@ -85,8 +95,9 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Transport`] without a complete answer. An HTTP error status is an answer, no error.
-    /// A request is never sent twice, except to follow a redirect: a kept connection that turns out closed
-    /// before anything was written is replaced.
+    /// A request that may have been executed is never sent again, except a GET to the next of several
+    /// addresses, and to follow a redirect: a kept connection that turns out closed before anything was
+    /// written is replaced. [`ClientError::NoneAnswered`] when there are several addresses and none answers.
     ///
     /// # Cancel safety
     /// Dropping the future abandons the request, which may still take effect, and closes its connection.
@@ -99,21 +110,53 @@ impl Client {
     ) -> Result<Response, ClientError> {
         let method: Method = method.parse().map_err(|_| unusable(format!("invalid method {method:?}")))?;
         let url = self.url(path_and_query);
-        let exchange = self.with_redirect(&method, path_and_query, body, extra_headers);
+        let exchange = self.at_any_address(&method, path_and_query, body, extra_headers);
         match tokio::time::timeout(self.config.timeout, exchange).await {
             Ok(outcome) => outcome,
             Err(_) => Err(transport(&method, &url, Failure::Timeout)),
         }
     }
 
-    async fn with_redirect(
+    /// Asks the address that answered last, then the others in turn, until one answers.
+    async fn at_any_address(
         &self,
         method: &Method,
         path_and_query: &str,
         body: Option<Bytes>,
         extra_headers: &[(HeaderName, HeaderValue)],
     ) -> Result<Response, ClientError> {
-        let address = &self.config.address;
+        let addresses: Vec<_> = self.config.addresses().collect();
+        let first = self.current.load(Ordering::Relaxed);
+        let mut failures = Vec::new();
+        for step in 0..addresses.len() {
+            let at = (first + step) % addresses.len();
+            let sent = self.with_redirect(addresses[at], method, path_and_query, body.clone(), extra_headers);
+            match sent.await {
+                Err(error) if error.lets_another_try(method) => failures.push(error),
+                outcome => {
+                    self.current.store(at, Ordering::Relaxed);
+                    return outcome;
+                }
+            }
+        }
+        match failures.pop() {
+            Some(only) if failures.is_empty() => Err(only),
+            Some(last) => {
+                failures.push(last);
+                Err(ClientError::NoneAnswered(failures))
+            }
+            None => Err(unusable("there is no address".to_owned())),
+        }
+    }
+
+    async fn with_redirect(
+        &self,
+        address: &Address,
+        method: &Method,
+        path_and_query: &str,
+        body: Option<Bytes>,
+        extra_headers: &[(HeaderName, HeaderValue)],
+    ) -> Result<Response, ClientError> {
         let target = format!("{}{}", address.base_path(), path_and_query);
         let response = self.exchange(method, address, &target, body.clone(), extra_headers).await?;
         let redirected = matches!(
@@ -149,7 +192,7 @@ impl Client {
             let reused = kept.is_some();
             let mut sender = match kept {
                 Some(sender) => sender,
-                None => connect(address, self.tls.as_ref()).await.map_err(failed)?,
+                None => self.connect(address).await.map_err(failed)?,
             };
             let response = match sender.try_send_request(request).await {
                 Ok(response) => response,
@@ -209,6 +252,19 @@ impl Client {
             }
         }
         Ok(request)
+    }
+
+    /// Dials. Where there are other addresses, a silent one must not use up all the time.
+    async fn connect(&self, address: &Address) -> Result<Sender, Failure> {
+        let dialled = connect(address, self.tls.as_ref());
+        if self.config.further_addresses.is_empty() {
+            return dialled.await;
+        }
+        let peer = || address.host_and_port();
+        match tokio::time::timeout(DIAL_TIME, dialled).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Failure::Dial { peer: peer(), source: std::io::ErrorKind::TimedOut.into() }),
+        }
     }
 
     async fn collect(&self, body: hyper::body::Incoming) -> Result<Bytes, Failure> {
@@ -377,6 +433,53 @@ mod tests {
         let config = ClientConfig { follow_redirects: false, ..ClientConfig::new(address) };
         let response = Client::new(config).unwrap().request("GET", "/v1/x", None, &[]).await.unwrap();
         assert_eq!(response.status.as_u16(), 307);
+    }
+
+    /// An address on which nothing listens: its port was free a moment ago.
+    fn nobody() -> Address {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Address::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap()
+    }
+
+    fn client_of(addresses: [Address; 2]) -> Client {
+        let [first, second] = addresses;
+        Client::new(ClientConfig { further_addresses: vec![second], ..ClientConfig::new(first) }).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_next_address_is_asked_when_one_is_not_there_and_then_stays() {
+        let (there, seen) = serve(vec![answer("200 OK", "", "a"), answer("503 Unavailable", "", "b")]);
+        let client = client_of([nobody(), there.clone()]);
+        assert_eq!(client.request("PUT", "/v1/a", Some("{}".into()), &[]).await.unwrap().body, "a");
+        assert_eq!(client.address(), &there);
+        // An answer is an answer, even of a server in trouble.
+        assert_eq!(client.request("GET", "/v1/b", None, &[]).await.unwrap().status.as_u16(), 503);
+        assert_eq!(seen.try_iter().count(), 2);
+
+        let error = client_of([nobody(), nobody()]).request("GET", "/v1/x", None, &[]).await.unwrap_err();
+        assert!(matches!(&error, ClientError::NoneAnswered(failures) if failures.len() == 2));
+        assert_eq!(error.to_string().matches("connection refused").count(), 2, "{error}");
+        assert!(error.was_not_sent());
+    }
+
+    /// Takes one request and closes the connection without an answer.
+    fn hang_up() -> Address {
+        serve(Vec::new()).0
+    }
+
+    #[tokio::test]
+    async fn only_a_read_is_sent_again_after_it_may_have_arrived() {
+        let (there, seen) = serve(vec![answer("200 OK", "", "a")]);
+        let read = client_of([hang_up(), there.clone()]).request("GET", "/v1/a", None, &[]).await;
+        assert_eq!(read.unwrap().body, "a");
+        assert_eq!(seen.try_iter().count(), 1);
+
+        for method in ["PUT", "POST", "PATCH", "DELETE"] {
+            let error =
+                client_of([hang_up(), there.clone()]).request(method, "/v1/a", None, &[]).await.unwrap_err();
+            assert!(!error.was_not_sent(), "{error}");
+        }
+        assert_eq!(seen.try_iter().count(), 0);
     }
 
     #[test]

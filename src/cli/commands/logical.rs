@@ -1,4 +1,4 @@
-//! `read`, `write`, `list` and `delete` of any path.
+//! `read`, `write`, `patch`, `list` and `delete` of any path.
 
 use serde_json::Value;
 
@@ -33,6 +33,21 @@ pub const COMMANDS: &[Command] = &[
         ],
         takes_data: true,
         run: Some(write),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "patch",
+        synopsis: "Changes data",
+        arguments: "[options] PATH [DATA K=V...]",
+        about: "Changes the given fields of what is at a path, by a JSON merge patch: what is null is removed, what\n\
+                is not given stays.\n\n    $ {program} patch kv1/app @change.json",
+        flags: &[
+            FIELD,
+            Flag::new("force", Kind::Bool, "Send a patch without any data."),
+            Flag::new("f", Kind::Bool, "Short for -force."),
+        ],
+        takes_data: true,
+        run: Some(patch),
         ..Command::DEFAULT
     },
     Command {
@@ -127,6 +142,22 @@ fn write(invocation: &mut Invocation<'_, '_>) -> Outcome {
     let body = if invocation.args.len() == 1 { Value::Null } else { Value::Object(pairs) };
     let session = invocation.session()?;
     let answer = session.send("PUT", &path, Some(&body));
+    let answer =
+        answer.map_err(|error| invocation.refused(&format!("Error writing data to {path}"), &error))?;
+    let Some(secret) = answer else {
+        return Ok(invocation.success(&format!("Success! Data written to: {path}")));
+    };
+    Ok(print_or_field(invocation, secret))
+}
+
+fn patch(invocation: &mut Invocation<'_, '_>) -> Outcome {
+    let force = invocation.flags.bool("force") || invocation.flags.bool("f");
+    if invocation.args.len() == 1 && !force {
+        return Err(invocation.fail("Must supply data or use -force"));
+    }
+    let (path, pairs) = path_and_pairs(invocation)?;
+    let session = invocation.session()?;
+    let answer = session.merge_patch(&path, &Value::Object(pairs));
     let answer =
         answer.map_err(|error| invocation.refused(&format!("Error writing data to {path}"), &error))?;
     let Some(secret) = answer else {

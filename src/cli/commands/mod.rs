@@ -1,31 +1,39 @@
 //! The table of commands, one file per family.
 
+pub mod completion;
 mod kv;
 mod logical;
 mod login;
 mod operator;
+mod path_help;
 mod print;
 mod secrets;
 pub mod server;
 mod status;
 mod tls;
+mod unwrap;
 pub mod version;
+mod version_history;
 
 use super::Command;
 
 /// Every command, parents before their children.
 pub fn all() -> impl Iterator<Item = &'static Command> {
-    let families: [&'static [Command]; 10] = [
+    let families: [&'static [Command]; 14] = [
+        completion::COMMANDS,
         logical::COMMANDS,
         kv::COMMANDS,
         login::COMMANDS,
         operator::COMMANDS,
+        path_help::COMMANDS,
         print::COMMANDS,
         secrets::COMMANDS,
         server::COMMANDS,
         status::COMMANDS,
         tls::COMMANDS,
+        unwrap::COMMANDS,
         version::COMMANDS,
+        version_history::COMMANDS,
     ];
     families.into_iter().flatten()
 }

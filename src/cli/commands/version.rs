@@ -16,6 +16,13 @@ pub const COMMANDS: &[Command] = &[Command {
 /// The version of Vault whose API and output this program gives.
 pub const VAULT_VERSION: &str = "1.16.3";
 
+/// The commit this was built from, 40 hexadecimal digits as the parsers of the line expect; set by whoever
+/// builds a release.
+const COMMIT: &str = match option_env!("KEYSTEAD_COMMIT") {
+    Some(commit) => commit,
+    None => "0000000000000000000000000000000000000000",
+};
+
 /// The line that `version` prints. Scripts take its second word; under one of Vault's names they expect a
 /// version of Vault there.
 pub fn line(program: Program) -> String {
@@ -23,9 +30,7 @@ pub fn line(program: Program) -> String {
         Program::Keystead => ("Keystead", env!("CARGO_PKG_VERSION")),
         Program::Vault | Program::Bao => ("Vault", VAULT_VERSION),
     };
-    let commit = option_env!("KEYSTEAD_COMMIT").unwrap_or("unknown");
-    let built = option_env!("KEYSTEAD_BUILD_DATE").unwrap_or("unknown");
-    format!("{product} v{version} ({commit}), built {built}")
+    format!("{product} v{version} ({COMMIT}), built {}", crate::core::BUILD_DATE)
 }
 
 fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {

@@ -18,6 +18,9 @@ fn write_document(out: &mut String, document: &Document, depth: usize) {
             let fields = fields.iter().map(|(name, value)| (Some(name.as_str()), value));
             write_items(out, ('{', '}'), fields, depth, write_document);
         }
+        Document::List(items) => {
+            write_items(out, ('[', ']'), items.iter().map(|item| (None, item)), depth, write_document);
+        }
     }
 }
 

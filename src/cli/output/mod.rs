@@ -7,7 +7,7 @@ mod yaml;
 
 use serde_json::{Map, Value};
 
-pub use table::{key_value_rows, map_table, section, table, title};
+pub use table::{key_value_rows, map_table, narrow_table, section, table, title};
 pub use value::{go, go_quoted_list, looks_like_duration, short_duration};
 
 use super::ui::Ui;
@@ -50,6 +50,8 @@ pub enum Document {
     Value(Value),
     /// An object with its keys in this order.
     Object(Vec<(String, Document)>),
+    /// A list of such.
+    List(Vec<Document>),
 }
 
 impl Document {
@@ -62,6 +64,7 @@ impl Document {
     fn into_value(self) -> Value {
         match self {
             Document::Value(value) => value,
+            Document::List(items) => items.into_iter().map(Document::into_value).collect(),
             Document::Object(fields) => {
                 let fields = fields.into_iter().map(|(name, value)| (name, value.into_value()));
                 Value::Object(fields.collect::<Map<_, _>>())

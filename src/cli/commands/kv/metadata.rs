@@ -1,11 +1,13 @@
-//! `kv metadata get` and `kv metadata delete`.
+//! `kv metadata get`, `put`, `patch` and `delete`.
 
 use serde_json::{Map, Value};
 
 use super::super::logical::{no_value, print_or_field};
 use super::mount::Place;
 use super::put::print_path;
+use crate::cli::api_error::ApiError;
 use crate::cli::output::{self, Format};
+use crate::cli::secret::Secret;
 use crate::cli::session::Session;
 use crate::cli::{Invocation, Outcome};
 
@@ -49,6 +51,70 @@ fn print_table(invocation: &mut Invocation<'_, '_>, mut metadata: Map<String, Va
         invocation.ui.output("");
         invocation.ui.output(&output::section(&format!("Version {number}"), about));
         invocation.ui.output(&output::map_table(about));
+    }
+}
+
+pub fn put(invocation: &mut Invocation<'_, '_>) -> Outcome {
+    let (session, path) = open(invocation)?;
+    let mut body = limits(invocation);
+    let notes: Map<String, Value> = notes(invocation).collect();
+    if !notes.is_empty() {
+        body.insert("custom_metadata".to_owned(), notes.into());
+    }
+    let answer = session.send("PUT", &path, Some(&Value::Object(body)));
+    written(invocation, answer, &path)
+}
+
+pub fn patch(invocation: &mut Invocation<'_, '_>) -> Outcome {
+    let (session, path) = open(invocation)?;
+    let mut body = limits(invocation);
+    let removed = invocation.flags.list("remove-custom-metadata");
+    // In a merge patch, null removes.
+    let removed = removed.into_iter().map(|key| (key.to_owned(), Value::Null));
+    let notes: Map<String, Value> = notes(invocation).chain(removed).collect();
+    body.insert("custom_metadata".to_owned(), notes.into());
+    let answer = session.merge_patch(&path, &Value::Object(body));
+    written(invocation, answer, &path)
+}
+
+/// The limits that were given.
+fn limits(invocation: &Invocation<'_, '_>) -> Map<String, Value> {
+    let flags = &invocation.flags;
+    let mut body = Map::new();
+    if let Some(versions) = flags.int("max-versions").filter(|versions| *versions >= 0) {
+        body.insert("max_versions".to_owned(), versions.into());
+    }
+    if flags.has("cas-required") {
+        body.insert("cas_required".to_owned(), flags.bool("cas-required").into());
+    }
+    if let Some(life) = flags.go_duration("delete-version-after").filter(|life| life.0 >= 0) {
+        body.insert("delete_version_after".to_owned(), life.to_string().into());
+    }
+    body
+}
+
+fn notes(invocation: &Invocation<'_, '_>) -> impl Iterator<Item = (String, Value)> {
+    let pairs = invocation.flags.pairs("custom-metadata").into_iter();
+    pairs.map(|(key, value)| (key.to_owned(), value.into()))
+}
+
+fn written(
+    invocation: &mut Invocation<'_, '_>,
+    answer: Result<Option<Secret>, ApiError>,
+    path: &str,
+) -> Outcome {
+    let answer =
+        answer.map_err(|error| invocation.refused(&format!("Error writing data to {path}"), &error))?;
+    match answer {
+        None => Ok(invocation.success(&format!("Success! Data written to: {path}"))),
+        Some(secret) if secret.data.is_none() && !secret.is_wrapped() => {
+            secret.print_warnings(invocation.ui);
+            Ok(invocation.success(&format!("Success! Data written to: {path}")))
+        }
+        Some(secret) => {
+            let (ui, format) = invocation.printer();
+            Ok(secret.print(ui, format))
+        }
     }
 }
 

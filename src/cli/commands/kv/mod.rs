@@ -1,11 +1,14 @@
 //! `kv`: secrets with or without versions, addressed without the API's inner path segments.
 
 mod delete;
+mod enable_versioning;
 mod get;
 mod list;
 mod metadata;
 mod mount;
+mod patch;
 mod put;
+mod rollback;
 mod versions;
 
 use crate::cli::flags::{Flag, Kind};
@@ -18,6 +21,18 @@ const MOUNT: Flag = Flag::new(
 );
 
 const VERSIONS: Flag = Flag::new("versions", Kind::CommaList, "The versions' numbers, separated by commas.");
+
+const CAS_REQUIRED: Flag =
+    Flag::new("cas-required", Kind::Bool, "Refuse writes that do not name the current version.");
+
+const MAX_VERSIONS: Flag =
+    Flag::new("max-versions", Kind::Int, "How many versions are kept; 0: as the engine says.");
+
+const DELETE_VERSION_AFTER: Flag =
+    Flag::new("delete-version-after", Kind::Duration, "How long a version lives; 0s: as the engine says.");
+
+const CUSTOM_METADATA: Flag =
+    Flag::new("custom-metadata", Kind::Map, "A note, key=value; may be given more than once.");
 
 /// The table's entries.
 pub const COMMANDS: &[Command] = &[
@@ -45,6 +60,45 @@ pub const COMMANDS: &[Command] = &[
         ],
         takes_data: true,
         run: Some(put::run),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "kv patch",
+        synopsis: "Changes some fields of a secret",
+        arguments: "[options] KEY [DATA K=V...]",
+        about: "Changes the given fields of a secret and leaves its others, as a new version.",
+        flags: &[
+            FIELD,
+            MOUNT,
+            Flag::new("cas", Kind::Int, "Write only if this is the current version."),
+            Flag::new(
+                "method",
+                Kind::Text,
+                "patch: the server makes the change; rw: it is read and written. By default patch, and rw where \
+                 the policy has no patch capability.",
+            ),
+            Flag::new("remove-data", Kind::List, "A field to remove; may be given more than once."),
+        ],
+        takes_data: true,
+        run: Some(patch::run),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "kv rollback",
+        synopsis: "Makes an earlier version the newest again",
+        arguments: "[options] KEY",
+        about: "Writes the data of an earlier version as a new one. Nothing is removed.",
+        flags: &[MOUNT, Flag::new("version", Kind::Int, "The earlier version's number.")],
+        run: Some(rollback::run),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "kv enable-versioning",
+        synopsis: "Turns versions on for an engine without them",
+        arguments: "[options] PATH",
+        about: "Turns a key/value engine of version 1 into one of version 2. What it holds becomes version 1 of\n\
+                each secret. There is no way back.",
+        run: Some(enable_versioning::run),
         ..Command::DEFAULT
     },
     Command {
@@ -106,6 +160,36 @@ pub const COMMANDS: &[Command] = &[
         about: "Shows the versions of a secret and their limits.",
         flags: &[FIELD, MOUNT],
         run: Some(metadata::get),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "kv metadata put",
+        synopsis: "Sets limits and notes of a secret",
+        arguments: "[options] KEY",
+        about: "Sets how many versions of a secret are kept and for how long, and its custom metadata, which are\n\
+                replaced as a whole. The secret need not exist yet.",
+        flags: &[MOUNT, CAS_REQUIRED, MAX_VERSIONS, DELETE_VERSION_AFTER, CUSTOM_METADATA],
+        run: Some(metadata::put),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "kv metadata patch",
+        synopsis: "Changes limits and notes of a secret",
+        arguments: "[options] KEY",
+        about: "Changes what is given of a secret's limits and custom metadata and leaves the rest.",
+        flags: &[
+            MOUNT,
+            CAS_REQUIRED,
+            MAX_VERSIONS,
+            DELETE_VERSION_AFTER,
+            CUSTOM_METADATA,
+            Flag::new(
+                "remove-custom-metadata",
+                Kind::List,
+                "A key of the custom metadata to remove; may be given more than once.",
+            ),
+        ],
+        run: Some(metadata::patch),
         ..Command::DEFAULT
     },
     Command {

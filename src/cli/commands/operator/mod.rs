@@ -2,6 +2,7 @@
 
 mod init;
 mod key_status;
+mod members;
 mod raft;
 mod seal;
 mod unseal;
@@ -51,6 +52,13 @@ pub const COMMANDS: &[Command] = &[
         synopsis: "Shows the encryption key's term",
         about: "Shows the term and age of the key that new data are sealed with.",
         run: Some(key_status::run),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator members",
+        synopsis: "Lists the nodes that serve",
+        about: "Lists the active node and those that stand by, and when each was last heard of.",
+        run: Some(members::run),
         ..Command::DEFAULT
     },
     Command {

@@ -1,114 +1,11 @@
-//! `secrets enable`, `secrets disable` and `secrets list`.
+//! `secrets list`.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use super::logical::trimmed;
-use crate::cli::duration::GoDuration;
-use crate::cli::flags::{Flag, Kind};
 use crate::cli::output::{self, Document, Format};
-use crate::cli::{Command, Invocation, Outcome};
+use crate::cli::{Invocation, Outcome};
 
-/// The table's entries.
-pub const COMMANDS: &[Command] = &[
-    Command {
-        name: "secrets",
-        synopsis: "Works with secrets engines",
-        about: "Works with secrets engines: what is mounted where.",
-        ..Command::DEFAULT
-    },
-    Command {
-        name: "secrets enable",
-        synopsis: "Mounts a secrets engine",
-        arguments: "[options] TYPE",
-        about: "Mounts a secrets engine, at a path named after its type unless told otherwise:\n\n    \
-                $ {program} secrets enable -path=secret kv-v2",
-        flags: &[
-            Flag::new("path", Kind::Text, "Where to mount it."),
-            Flag::new("description", Kind::Text, "A text for people."),
-            Flag::new("default-lease-ttl", Kind::Duration, "Default life of its leases."),
-            Flag::new("max-lease-ttl", Kind::Duration, "Longest life of its leases."),
-            Flag::new("version", Kind::Int, "Version of the engine: 1 or 2, for kv."),
-            Flag::new(
-                "options",
-                Kind::Map,
-                "An option of the engine, key=value; may be given more than once.",
-            ),
-            Flag::new("force-no-cache", Kind::Bool, "Do not cache what it stores."),
-            Flag::new("local", Kind::Bool, "Do not replicate it to other clusters."),
-            Flag::new("seal-wrap", Kind::Bool, "Seal what is critical in it once more."),
-            Flag::new("external-entropy-access", Kind::Bool, "Let it use the seal's source of randomness."),
-        ],
-        run: Some(enable),
-        ..Command::DEFAULT
-    },
-    Command {
-        name: "secrets disable",
-        synopsis: "Unmounts a secrets engine and removes its data",
-        arguments: "[options] PATH",
-        about: "Unmounts a secrets engine. Everything it stored is removed for good.",
-        run: Some(disable),
-        ..Command::DEFAULT
-    },
-    Command {
-        name: "secrets list",
-        synopsis: "Lists what is mounted",
-        about: "Lists the secrets engines by their paths.",
-        flags: &[Flag::new("detailed", Kind::Bool, "Show all that is known about each.")],
-        run: Some(list),
-        ..Command::DEFAULT
-    },
-];
-
-fn enable(invocation: &mut Invocation<'_, '_>) -> Outcome {
-    invocation.expect_args(1)?;
-    let kind = trimmed(&invocation.args[0]).to_owned();
-    let path = invocation
-        .flags
-        .text("path")
-        .map(trimmed)
-        .filter(|path| !path.is_empty())
-        .unwrap_or(&kind)
-        .to_owned();
-    let flags = &invocation.flags;
-    let mut options: Map<String, Value> =
-        flags.pairs("options").into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
-    if let Some(version) = flags.int("version") {
-        options.insert("version".to_owned(), version.to_string().into());
-    }
-    let ttl = |flag| flags.go_duration(flag).unwrap_or(GoDuration(0)).to_string();
-    let body = json!({
-        "type": kind,
-        "description": flags.text("description").unwrap_or_default(),
-        "config": {
-            "default_lease_ttl": ttl("default-lease-ttl"),
-            "max_lease_ttl": ttl("max-lease-ttl"),
-            "force_no_cache": flags.bool("force-no-cache"),
-            "options": null,
-        },
-        "local": flags.bool("local"),
-        "seal_wrap": flags.bool("seal-wrap"),
-        "external_entropy_access": flags.bool("external-entropy-access"),
-        "options": if options.is_empty() { Value::Null } else { Value::Object(options) },
-    });
-    let session = invocation.session()?;
-    let answer = session.call("POST", &format!("sys/mounts/{path}"), &[], Some(&body));
-    answer.map_err(|error| invocation.refused("Error enabling", &error))?;
-    invocation.ui.output(&format!("Success! Enabled the {kind} secrets engine at: {path}/"));
-    Ok(0)
-}
-
-fn disable(invocation: &mut Invocation<'_, '_>) -> Outcome {
-    invocation.expect_args(1)?;
-    let path = trimmed(&invocation.args[0]).to_owned();
-    let session = invocation.session()?;
-    let answer = session.delete(&format!("sys/mounts/{path}"), &[]);
-    let doing = format!("Error disabling secrets engine at {path}/");
-    answer.map_err(|error| invocation.refused(&doing, &error))?;
-    invocation.ui.output(&format!("Success! Disabled the secrets engine (if it existed) at: {path}/"));
-    Ok(0)
-}
-
-fn list(invocation: &mut Invocation<'_, '_>) -> Outcome {
+pub fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
     invocation.expect_args(0)?;
     let session = invocation.session()?;
     let answer = session.read("sys/mounts", &[]);
@@ -217,6 +114,7 @@ fn flag(fields: &Value, key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn mounts() -> Map<String, Value> {
         let mounts = json!({

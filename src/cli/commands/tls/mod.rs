@@ -1,4 +1,6 @@
-//! `tls ca` and `tls cert`: certificates for the API port, for those who have no PKI.
+//! `tls`: certificates for the API port, for those who have no PKI, and a look into those of others.
+
+mod inspect;
 
 use std::fs;
 use std::io::{self, Write};
@@ -16,8 +18,9 @@ use crate::cli::{Command, Invocation, Outcome};
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "tls",
-        synopsis: "Makes certificates for the API port",
-        about: "Makes certificates for the API port, for those who have no PKI. The cluster port needs none.",
+        synopsis: "Makes and shows certificates",
+        about: "Makes certificates for the API port, for those who have no PKI, and shows what certificates say. The\n\
+                cluster port needs none.",
         calls_api: false,
         ..Command::DEFAULT
     },
@@ -51,6 +54,17 @@ pub const COMMANDS: &[Command] = &[
         ],
         calls_api: false,
         run: Some(cert),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "tls inspect",
+        synopsis: "Shows what certificates say",
+        arguments: "[options] FILE",
+        about: "Shows what the certificates in a PEM file say: for whom, by whom, until when, with which key. The\n\
+                exit code is 1 if one of them is not valid now.",
+        calls_api: false,
+        prints_formats: true,
+        run: Some(inspect::run),
         ..Command::DEFAULT
     },
 ];
