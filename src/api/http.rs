@@ -102,7 +102,10 @@ async fn handle(shared: Shared, request: axum::extract::Request) -> Response {
 /// Everything but the body.
 fn parse_head(parts: &Parts) -> Result<Request, ApiError> {
     let raw = parts.uri.path();
-    let encoded = raw.strip_prefix("/v1/").ok_or(ApiError::NotFound)?;
+    let encoded = match raw.strip_prefix("/v1/") {
+        Some(encoded) => encoded,
+        None => probe(raw).ok_or(ApiError::NotFound)?,
+    };
     let query = parts.uri.query().unwrap_or_default();
     let mut fields = parse_query(query)?;
     let operation = operation(&parts.method, &mut fields)?;
@@ -126,6 +129,16 @@ fn parse_head(parts: &Parts) -> Result<Request, ApiError> {
         request.data = fields;
     }
     Ok(request)
+}
+
+/// The paths that orchestrators and monitoring ask without knowing whose server this is.
+fn probe(path: &str) -> Option<&'static str> {
+    Some(match path {
+        "/health" | "/livez" => "sys/livez",
+        "/ready" | "/readyz" => "sys/readyz",
+        "/metrics" => "sys/metrics",
+        _ => return None,
+    })
 }
 
 fn operation(method: &Method, query: &mut Map<String, Value>) -> Result<Operation, ApiError> {

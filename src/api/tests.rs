@@ -332,6 +332,28 @@ async fn shutting_down_ends_idle_connections_and_says_how_it_went() {
 }
 
 #[tokio::test]
+async fn probes_are_answered_outside_of_v1() {
+    let server = Server::start(leader(), None);
+    for path in ["/health", "/livez", "/ready", "/readyz"] {
+        let answer = server.send("GET", path, "", b"").await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        let head = server.send("HEAD", path, "", b"").await;
+        assert_eq!((head.status, head.body.as_str()), (200, ""), "{path}");
+        assert_eq!(server.send("POST", path, "", b"").await.status, 405, "{path}");
+    }
+    assert_eq!(server.send("GET", "/health?activecode=abc", "", b"").await.status, 400);
+    assert_eq!(server.send("GET", "/metrics", "", b"").await.status, 403);
+    let metrics = server.call("GET", "/metrics", "").await;
+    assert_eq!((metrics.status, metrics.body.as_str()), (200, "# metrics\n"));
+    *server.node.node.unsealed.lock() = None;
+    assert_eq!(server.send("GET", "/health", "", b"").await.status, 200);
+    assert_eq!(server.send("GET", "/ready", "", b"").await.status, 503);
+    for path in ["/healthz", "/health/", "/ready/x"] {
+        assert_eq!(server.send("GET", path, "", b"").await.status, 404, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn metrics_can_be_opened_to_everybody() {
     let server = Server::start(leader(), None);
     assert_eq!(server.send("GET", "/v1/sys/metrics?format=prometheus", "", b"").await.status, 403);

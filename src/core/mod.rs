@@ -10,6 +10,7 @@ pub mod error;
 pub mod fields;
 mod forward;
 pub mod gojson;
+mod host;
 pub mod inflight;
 pub mod json;
 pub mod latches;
@@ -21,14 +22,19 @@ pub mod path;
 pub mod request;
 pub mod response;
 pub mod router;
+mod running;
 mod sweep;
 mod sys;
+mod sys_info;
 mod sys_mounts;
 mod sys_raw;
+mod sys_tools;
 pub mod time;
 pub mod token;
 pub mod txn;
 
+#[cfg(test)]
+mod sys_tests;
 #[cfg(test)]
 pub(crate) mod test_replica;
 #[cfg(test)]
@@ -56,6 +62,7 @@ use self::{
     request::{Operation, Request},
     response::{Answer, Response},
     router::{Handler, Place, Route},
+    running::RunningRequests,
     token::TokenRecord,
     txn::{Transaction, kind, seal_record},
 };
@@ -86,6 +93,8 @@ pub struct Settings {
     pub default_lease_ttl_s: u64,
     /// The longest lease, in seconds.
     pub max_lease_ttl_s: u64,
+    /// What `sys/config/state/sanitized` shows: the configuration without anything secret.
+    pub sanitized: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Default for Settings {
@@ -97,6 +106,7 @@ impl Default for Settings {
             unauthenticated_metrics: false,
             default_lease_ttl_s: DEFAULT_LEASE_TTL_S,
             max_lease_ttl_s: DEFAULT_LEASE_TTL_S,
+            sanitized: serde_json::Map::new(),
         }
     }
 }
@@ -109,6 +119,7 @@ pub struct Core {
     latches: Latches<LatchKey>,
     inflight: InFlight<Led>,
     audit: Box<dyn AuditBroker>,
+    running: RunningRequests,
     /// Where requests run, whichever runtime hands them over: those of the cluster port belong to consensus.
     runtime: tokio::runtime::Handle,
 }
@@ -126,6 +137,7 @@ impl Core {
             latches: Latches::new(),
             inflight: InFlight::new(),
             audit: Box::new(NoDevices),
+            running: RunningRequests::default(),
             runtime: tokio::runtime::Handle::current(),
         })
     }
@@ -138,6 +150,7 @@ impl Core {
         let started = Instant::now();
         let (id, operation) = (request.id, request.operation);
         let route = router::find(&request.path, operation);
+        let _running = self.running.enter(&request);
         let result = self.dispatch(request, &route).await;
         let elapsed = started.elapsed();
         metrics::histogram!("vault_core_handle_request").record(elapsed.as_secs_f64() * 1_000.0);
@@ -335,8 +348,10 @@ async fn pause(replica: &dyn Replicated, deadline: tokio::time::Instant) {
     const SHORTLY: Duration = Duration::from_millis(20);
     let mut leadership = replica.leadership();
     let until = deadline.min(tokio::time::Instant::now() + SHORTLY);
-    // Whether it changed or time ran out, the caller looks again.
-    let _ = tokio::time::timeout_at(until, leadership.changed()).await;
+    // Whether it changed or time ran out, the caller looks again. A watch that has ended changes no more.
+    if let Ok(Err(_)) = tokio::time::timeout_at(until, leadership.changed()).await {
+        tokio::time::sleep_until(until).await;
+    }
 }
 
 /// Runs something long without keeping a worker of the runtime from the requests of others.

@@ -163,6 +163,22 @@ pub struct RaftServer {
     pub voter: bool,
 }
 
+/// One member, as `sys/ha-status` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HaNode {
+    /// The operator's name of the place.
+    pub name: String,
+    /// Base URL of its API.
+    pub api_address: String,
+    /// URL of its cluster port.
+    pub cluster_address: String,
+    /// It leads.
+    pub active: bool,
+    /// When it was last heard of, in milliseconds since the Unix epoch; `None` for the leader, and for a member
+    /// that has not been heard of.
+    pub last_echo_ms: Option<u64>,
+}
+
 /// `sys/key-status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyStatus {
@@ -172,6 +188,8 @@ pub struct KeyStatus {
     pub installed_ms: u64,
     /// How much has been encrypted under it.
     pub encryptions: u64,
+    /// When the first barrier term was installed, in milliseconds since the Unix epoch: when the vault was made.
+    pub first_installed_ms: u64,
 }
 
 /// The node, as the request path sees it.
@@ -193,6 +211,15 @@ pub trait NodeOps: Send + Sync + 'static {
     fn key_status(&self) -> Option<KeyStatus>;
     /// The members, as this node's applied configuration has them.
     fn raft_configuration(&self) -> Result<Vec<RaftServer>, ApiError>;
+    /// The members with what was last heard of them.
+    fn ha_nodes(&self) -> Result<Vec<HaNode>, ApiError>;
+    /// The parts of this process's log and their levels.
+    fn log_levels(&self) -> Vec<(String, String)>;
+    /// Changes the level of one part of the log, or of all; without a level back to the configured one.
+    ///
+    /// # Errors
+    /// A text for the client: the level or the part is unknown.
+    fn set_log_level(&self, name: Option<&str>, level: Option<&str>) -> Result<(), String>;
     /// Every metric of this process in Prometheus' text format.
     fn metrics_text(&self) -> String;
 

@@ -74,6 +74,38 @@ pub enum Handler {
     VisibleMounts,
     /// `sys/internal/ui/mounts/<path>`.
     VisibleMount,
+    /// `/health` and `/livez`: the process answers.
+    Alive,
+    /// `/ready` and `/readyz`: it answers requests for secrets.
+    Ready,
+    /// `sys/ha-status`.
+    HaStatus,
+    /// `sys/host-info`.
+    HostInfo,
+    /// `sys/version-history`.
+    VersionHistory,
+    /// `sys/config/state/sanitized`.
+    Sanitized,
+    /// `sys/in-flight-req`.
+    InFlight,
+    /// `sys/loggers` and `sys/loggers/<name>`.
+    Loggers,
+    /// `sys/tools/random` and what may stand below it.
+    Random,
+    /// `sys/tools/hash` and `sys/tools/hash/<algorithm>`.
+    Hash,
+    /// `sys/internal/ui/resultant-acl`.
+    ResultantAcl,
+    /// `sys/internal/ui/feature-flags`.
+    FeatureFlags,
+    /// `sys/internal/ui/namespaces`.
+    VisibleNamespaces,
+    /// `sys/internal/specs/openapi`.
+    OpenApi,
+    /// `sys/replication/status`.
+    ReplicationStatus,
+    /// Help about any path.
+    Help,
     /// `auth/token/lookup-self`.
     LookupSelf,
     /// `auth/token/lookup`.
@@ -124,6 +156,9 @@ pub const ROUTES: &[Route] = &[
     raw("sys/unseal", &[Update], Handler::Unseal),
     raw("sys/health", &[Read], Handler::Health),
     raw("sys/leader", &[Read], Handler::Leader),
+    raw("sys/livez", &[Read], Handler::Alive),
+    raw("sys/readyz", &[Read], Handler::Ready),
+    raw("sys/internal/ui/feature-flags", &[Read], Handler::FeatureFlags),
     raw("sys/storage/raft/join", &[Update], Handler::RaftJoin),
     Route {
         pattern: "sys/seal",
@@ -159,6 +194,35 @@ pub const ROUTES: &[Route] = &[
     logical("sys/auth/*", &[Update, Delete], Handler::AuthMount, Access::Root, Place::Leader),
     logical("sys/remount", &[Update], Handler::Remount, Access::Root, Place::Leader),
     logical("sys/remount/status/*", &[Read], Handler::RemountStatus, Access::Token, Place::Linearizable),
+    // The leader hears of all the others most often.
+    logical("sys/ha-status", &[Read], Handler::HaStatus, Access::Token, Place::Leader),
+    logical("sys/host-info", &[Read], Handler::HostInfo, Access::Token, Place::Local),
+    logical("sys/version-history", &[List], Handler::VersionHistory, Access::Token, Place::Linearizable),
+    logical("sys/version-history/", &[List], Handler::VersionHistory, Access::Token, Place::Linearizable),
+    logical("sys/config/state/sanitized", &[Read], Handler::Sanitized, Access::Token, Place::Local),
+    logical("sys/in-flight-req", &[Read], Handler::InFlight, Access::Token, Place::Local),
+    logical("sys/loggers", &[Read, Update, Delete], Handler::Loggers, Access::Token, Place::Local),
+    logical("sys/loggers/*", &[Read, Update, Delete], Handler::Loggers, Access::Token, Place::Local),
+    logical("sys/tools/random", &[Update], Handler::Random, Access::Token, Place::Local),
+    logical("sys/tools/random/*", &[Update], Handler::Random, Access::Token, Place::Local),
+    logical("sys/tools/hash", &[Update], Handler::Hash, Access::Token, Place::Local),
+    logical("sys/tools/hash/*", &[Update], Handler::Hash, Access::Token, Place::Local),
+    logical(
+        "sys/internal/ui/resultant-acl",
+        &[Read],
+        Handler::ResultantAcl,
+        Access::Token,
+        Place::Linearizable,
+    ),
+    logical(
+        "sys/internal/ui/namespaces",
+        &[Read],
+        Handler::VisibleNamespaces,
+        Access::Optional,
+        Place::Linearizable,
+    ),
+    logical("sys/internal/specs/openapi", &[Read], Handler::OpenApi, Access::Optional, Place::Local),
+    logical("sys/replication/status", &[Read], Handler::ReplicationStatus, Access::None, Place::Local),
     logical("sys/internal/ui/mounts", &[Read], Handler::VisibleMounts, Access::Optional, Place::Linearizable),
     logical("sys/internal/ui/mounts/*", &[Read], Handler::VisibleMount, Access::Token, Place::Linearizable),
     logical("auth/token/lookup-self", &[Read], Handler::LookupSelf, Access::Token, Place::Linearizable),
@@ -167,20 +231,20 @@ pub const ROUTES: &[Route] = &[
 
 /// What is mounted: reads are answered anywhere, writes by the leader.
 pub const MOUNTED: [Route; 2] = [
-    logical("*", &[Read, List, Help], Handler::Engine, Access::Token, Place::Linearizable),
+    logical("*", &[Read, List], Handler::Engine, Access::Token, Place::Linearizable),
     logical("*", &[Update, Patch, Delete], Handler::Engine, Access::Token, Place::Leader),
 ];
 
-const UNKNOWN: Route = logical(
-    "*",
-    &[Read, List, Update, Patch, Delete, Help],
-    Handler::Unknown,
-    Access::Token,
-    Place::Linearizable,
-);
+const UNKNOWN: Route =
+    logical("*", &[Read, List, Update, Patch, Delete], Handler::Unknown, Access::Token, Place::Linearizable);
+
+const HELP: Route = logical("*", &[Help], Handler::Help, Access::Token, Place::Linearizable);
 
 /// Finds the route of a request. There always is one: what does not exist, too, is told to token holders only.
 pub fn find(path: &RequestPath, operation: Operation) -> Route {
+    if operation == Help {
+        return HELP;
+    }
     let path = path.as_str();
     let mut known = None;
     for route in ROUTES.iter().filter(|route| matches(route.pattern, path)) {
@@ -251,7 +315,11 @@ mod tests {
             [
                 "sys/health",
                 "sys/init",
+                "sys/internal/ui/feature-flags",
                 "sys/leader",
+                "sys/livez",
+                "sys/readyz",
+                "sys/replication/status",
                 "sys/seal-status",
                 "sys/storage/raft/bootstrap/answer",
                 "sys/storage/raft/bootstrap/challenge",
@@ -266,7 +334,8 @@ mod tests {
         for route in ROUTES.iter().chain(&MOUNTED) {
             let changes = route.operations.iter().any(|operation| operation.writes());
             let local = route.place == Place::Local || route.handler == Handler::Lookup;
-            assert_eq!(changes && !local, route.place == Place::Leader, "{}", route.pattern);
+            let leads = route.place == Place::Leader && route.handler != Handler::HaStatus;
+            assert_eq!(changes && !local, leads, "{}", route.pattern);
         }
     }
 }

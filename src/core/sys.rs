@@ -40,7 +40,10 @@ impl Core {
             }
             Handler::RaftConfiguration => self.raft_configuration(),
             Handler::Metrics => self.metrics(&Fields(&request.data)),
-            handler => self.answer_mounts(audited, handler, request, unsealed, txn),
+            handler => match self.answer_info(handler, request, unsealed, txn) {
+                Some(answer) => answer,
+                None => self.answer_mounts(audited, handler, request, unsealed, txn),
+            },
         }
     }
 

@@ -13,6 +13,7 @@ use super::{
     request::{Operation, Request},
     response::{Answer, HealthState},
     router::Handler,
+    sys_info,
     time::{ZERO_TIME, rfc3339},
 };
 use crate::secret::SecretString;
@@ -37,6 +38,9 @@ impl Core {
             Handler::SealStatus => Ok(seal_status(&self.node().seal_status())),
             Handler::Unseal => self.unseal(request).await,
             Handler::Health => health(&self.node().health(), &Fields(&request.data)),
+            Handler::Alive => alive(&self.node().health(), &Fields(&request.data)),
+            Handler::Ready => Ok(ready(&self.node().health())),
+            Handler::FeatureFlags => Ok(sys_info::feature_flags()),
             Handler::Leader => self.leader(),
             Handler::RaftJoin => self.raft_join(request).await,
             _ => Err(ApiError::MethodNotAllowed),
@@ -209,6 +213,8 @@ fn health(facts: &HealthFacts, query: &Fields<'_>) -> Result<Answer, ApiError> {
         ("uninitcode", Some(HealthState::Uninitialized)),
         ("drsecondarycode", None),
         ("performancestandbycode", None),
+        ("haunhealthycode", None),
+        ("removedcode", None),
     ] {
         let code = health_code(query, name)?;
         if let Some(of) = of {
@@ -233,6 +239,30 @@ fn health(facts: &HealthFacts, query: &Fields<'_>) -> Result<Answer, ApiError> {
         cluster_id: facts.cluster_id.as_deref(),
     });
     Ok(Answer::Health { state, code: codes[state as usize], body })
+}
+
+/// `/health` and `/livez`: as `sys/health`, but 200 in every state for which no code is asked for. An orchestrator
+/// restarts what does not answer 200 here, and a restart would not unseal a sealed node.
+fn alive(facts: &HealthFacts, query: &Fields<'_>) -> Result<Answer, ApiError> {
+    Ok(match health(facts, query)? {
+        Answer::Health { state, code, body } => {
+            Answer::Health { state, code: Some(code.unwrap_or(200)), body }
+        }
+        other => other,
+    })
+}
+
+/// `/ready` and `/readyz`: 200 where requests for secrets are answered, by this node or through it.
+fn ready(facts: &HealthFacts) -> Answer {
+    let ready = facts.initialized && !facts.sealed && facts.leader_known;
+    let body = gojson::to_string(&serde_json::json!({
+        "initialized": facts.initialized,
+        "leader_known": facts.leader_known,
+        "ready": ready,
+        "sealed": facts.sealed,
+    }));
+    let state = if ready { HealthState::Active } else { HealthState::Sealed };
+    Answer::Health { state, code: None, body }
 }
 
 /// A flag of `sys/health`; one without a value counts as set, for nobody sends it meaning the opposite.

@@ -24,8 +24,8 @@ use super::{
     error::ApiError,
     initial_writes,
     node_ops::{
-        HealthFacts, InitRequest, InitResponse, JoinRequest, KeyStatus, LeaderStatus, NodeOps, RaftServer,
-        SealStatus, UnsealRequest, Unsealed,
+        HaNode, HealthFacts, InitRequest, InitResponse, JoinRequest, KeyStatus, LeaderStatus, NodeOps,
+        RaftServer, SealStatus, UnsealRequest, Unsealed,
     },
     path::RequestPath,
     request::{Operation, Request},
@@ -229,6 +229,7 @@ pub struct FakeNode {
     pub replica: Arc<TestReplica>,
     pub initialized: Mutex<bool>,
     pub removed: Mutex<Vec<String>>,
+    pub log_level: Mutex<String>,
 }
 
 impl NodeOps for FakeNode {
@@ -280,12 +281,36 @@ impl NodeOps for FakeNode {
     }
 
     fn key_status(&self) -> Option<KeyStatus> {
-        Some(KeyStatus { term: 1, installed_ms: 0, encryptions: 3 })
+        Some(KeyStatus { term: 1, installed_ms: 0, encryptions: 3, first_installed_ms: 0 })
     }
 
     fn raft_configuration(&self) -> Result<Vec<RaftServer>, ApiError> {
         let (node_id, address) = ("n1".to_owned(), "leader:8201".to_owned());
         Ok(vec![RaftServer { node_id, address, leader: true, voter: true }])
+    }
+
+    fn ha_nodes(&self) -> Result<Vec<HaNode>, ApiError> {
+        let node = |name: &str, last_echo_ms: Option<u64>| HaNode {
+            name: name.to_owned(),
+            api_address: format!("https://{name}:8200"),
+            cluster_address: format!("https://{name}:8201"),
+            active: last_echo_ms.is_none(),
+            last_echo_ms,
+        };
+        Ok(vec![node("n2", Some(1_000)), node("n1", None)])
+    }
+
+    fn log_levels(&self) -> Vec<(String, String)> {
+        vec![("keystead".to_owned(), self.log_level.lock().clone())]
+    }
+
+    fn set_log_level(&self, _name: Option<&str>, level: Option<&str>) -> Result<(), String> {
+        let level = level.unwrap_or("info");
+        if !["debug", "info"].contains(&level) {
+            return Err("unknown".to_owned());
+        }
+        *self.log_level.lock() = level.to_owned();
+        Ok(())
     }
 
     fn metrics_text(&self) -> String {
@@ -379,6 +404,7 @@ pub fn cluster() -> (TestNode, TestNode) {
             replica: Arc::clone(&replica),
             initialized: Mutex::new(true),
             removed: Mutex::default(),
+            log_level: Mutex::new("info".to_owned()),
         });
         let settings = Settings {
             election_wait: Duration::from_millis(200),

@@ -12,6 +12,17 @@ use crate::core::{
     txn::{Transaction, kind},
 };
 
+pub(super) const HELP: &str = "\
+Key/value store without versions: a path holds an object, and a write replaces it.
+
+## PATHS
+
+    <path>
+        read, list, update, delete
+
+A field named ttl or lease says how long a client may keep what it has read.
+";
+
 pub(super) fn handle(request: &EngineRequest<'_>, txn: &mut Transaction) -> Result<Answer, ApiError> {
     let mount = request.mount.id;
     let path: Vec<&str> = segments(request.path).collect();

@@ -24,6 +24,23 @@ const MAX_CUSTOM_KEYS: usize = 64;
 const MAX_CUSTOM_KEY_BYTES: usize = 128;
 const MAX_CUSTOM_VALUE_BYTES: usize = 512;
 
+pub(super) const HELP: &str = "\
+Key/value store with versions: a write adds a version, old ones can be read, deleted, undeleted and destroyed.
+
+## PATHS
+
+    config
+        read, update: max_versions, cas_required, delete_version_after
+    data/<path>
+        read (?version=N), update {data, options: {cas}}, patch, delete
+    delete/<path>, undelete/<path>, destroy/<path>
+        update {versions}
+    metadata/<path>
+        read, list, update, patch, delete
+    subkeys/<path>
+        read (?version=N, ?depth=N)
+";
+
 /// A request for one key.
 struct Key<'a> {
     place: Place,

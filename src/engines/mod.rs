@@ -42,6 +42,15 @@ pub fn handle(request: &EngineRequest<'_>, txn: &mut Transaction) -> Result<Answ
     }
 }
 
+/// What a mount is for, and its paths, for people.
+pub fn help(mount: &MountEntry) -> &'static str {
+    match mount.engine {
+        EngineKind::Kv1 => kv1::HELP,
+        engine if engine.has_versions() => kv2::HELP,
+        _ => "This mount belongs to the vault itself.\n",
+    }
+}
+
 /// What two writes must have in common to get into each other's way.
 pub fn latch<'p>(mount: &MountEntry, path: &'p str) -> &'p str {
     match mount.engine {

@@ -9,8 +9,8 @@ use super::{Node, join::join_error};
 use crate::core::{
     error::ApiError,
     node_ops::{
-        HealthFacts, InitRequest, InitResponse, JoinRequest, KeyStatus, LeaderStatus, NodeOps, RaftServer,
-        SealStatus, UnsealRequest, Unsealed,
+        HaNode, HealthFacts, InitRequest, InitResponse, JoinRequest, KeyStatus, LeaderStatus, NodeOps,
+        RaftServer, SealStatus, UnsealRequest, Unsealed,
     },
 };
 
@@ -96,6 +96,12 @@ impl NodeOps for Node {
             term: term.term,
             installed_ms: term.installed_ms,
             encryptions: counted.map_or(0, |(_, count)| count),
+            first_installed_ms: keys
+                .barrier()
+                .keyring()
+                .barrier_terms()
+                .first()
+                .map_or(0, |first| first.installed_ms),
         })
     }
 
@@ -111,6 +117,36 @@ impl NodeOps for Node {
                 voter: member.voter,
             })
             .collect())
+    }
+
+    fn ha_nodes(&self) -> Result<Vec<HaNode>, ApiError> {
+        let replica = Node::replica(self).ok_or(ApiError::Sealed)?;
+        let directory = replica.directory();
+        let now_ms = keystead_raft::clock::wall_ms();
+        let nodes = replica.members().into_iter().map(|member| {
+            let own = member.incarnation == replica.incarnation();
+            let peer = replica.peer_status(member.incarnation);
+            let listed = directory.member(member.incarnation).map(|listed| listed.api_addr.clone());
+            let silent_ms = peer.as_ref().map(|peer| peer.heard.elapsed().as_millis());
+            let heard_ms = silent_ms.map(|ms| now_ms.saturating_sub(u64::try_from(ms).unwrap_or(u64::MAX)));
+            HaNode {
+                name: member.node_id,
+                // What a member says itself is newer than what it said when it joined.
+                api_address: peer.map(|peer| peer.api_addr).or(listed).unwrap_or_default(),
+                cluster_address: format!("https://{}", member.cluster_addr),
+                active: member.leader,
+                last_echo_ms: if own { Some(now_ms) } else { heard_ms }.filter(|_| !member.leader),
+            }
+        });
+        Ok(nodes.collect())
+    }
+
+    fn log_levels(&self) -> Vec<(String, String)> {
+        crate::server::log_levels()
+    }
+
+    fn set_log_level(&self, name: Option<&str>, level: Option<&str>) -> Result<(), String> {
+        crate::server::set_log_level(name, level)
     }
 
     fn metrics_text(&self) -> String {

@@ -26,6 +26,19 @@ pub fn metrics_text() -> String {
     METRICS.get().map(PrometheusHandle::render).unwrap_or_default()
 }
 
+/// The parts of this process's log and the names of their levels.
+pub fn log_levels() -> Vec<(String, String)> {
+    logging::levels()
+}
+
+/// Changes the level of one part of the log or of all; `None` takes it back to the configured one.
+///
+/// # Errors
+/// When there is no such part or level, or no log.
+pub fn set_log_level(part: Option<&str>, level: Option<&str>) -> Result<(), String> {
+    logging::set_level(part, level)
+}
+
 /// Why a server does not start, or how it ended badly. The text is for the operator and names the remedy.
 #[derive(Debug)]
 pub struct Failure(pub String);
