@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use crate::{
     conn::Method, directory::DirectoryMember, entry::Body, hello::Channel, peers::PeerStatus, shared::Shared,
+    types::TypeConfig,
 };
 
 /// Every node makes itself heard by every other this often.
@@ -27,21 +28,31 @@ impl Shared {
                 if id != self.myself.incarnation {
                     tokio::spawn(async move {
                         let ping = shared.pool.call(id, Channel::Control, Method::Ping, &[], PING);
-                        match ping.await {
-                            // The leader's answer is its cluster time.
-                            Ok(answer) => {
-                                if let Some(time) = answer.first_chunk::<8>() {
-                                    shared.clock.observe(u64::from_be_bytes(*time));
-                                }
-                            }
-                            Err(error) => {
-                                tracing::debug!(%error, peer = format!("{id:016x}"), "peer does not answer");
-                            }
+                        if let Err(error) = ping.await {
+                            tracing::debug!(%error, peer = format!("{id:016x}"), "peer does not answer");
                         }
                     });
                 }
             }
             tokio::time::sleep(PING).await;
+        }
+    }
+
+    /// An open standby keeps the leader's time, as it says it on a channel on which it proved the root key.
+    pub async fn time(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(PING).await;
+            let leadership = self.leadership.borrow().clone();
+            let Some(leader) = leadership.leader.filter(|_| !leadership.is_self && self.vault.is_open())
+            else {
+                continue;
+            };
+            let call = self.pool.call(leader.incarnation, Channel::Reads, Method::Time, &[], PING);
+            match call.await.as_deref().map(<[u8]>::first_chunk::<8>) {
+                Ok(Some(time)) => self.clock.observe(u64::from_be_bytes(*time)),
+                Ok(None) => {}
+                Err(error) => tracing::debug!(%error, "the leader does not tell the time"),
+            }
         }
     }
 
@@ -76,12 +87,25 @@ impl Shared {
             metrics::gauge!("keystead_raft_log_bytes").set(bytes as f64);
             metrics::gauge!("keystead_raft_log_sync_last_us").set(stats.last_us as f64);
             metrics::gauge!("keystead_raft_applied_index").set(*self.applied.borrow() as f64);
+            self.spools.tidy();
             if bytes > LOG_BYTES
-                && let Err(error) = self.raft.trigger().snapshot().await
+                && let Err(error) = self.purge_by_bytes(bytes).await
             {
                 tracing::warn!(%error, "the log cannot be purged");
             }
         }
+    }
+
+    /// Keeps about half the limit, as far as the state has been flushed.
+    async fn purge_by_bytes(&self, bytes: u64) -> Result<(), openraft::errors::Fatal<TypeConfig>> {
+        self.raft.trigger().snapshot().await?;
+        let bounds = self.log.bounds();
+        let (first, last) = (bounds.purged.map_or(0, |id| id.index), bounds.last.map_or(0, |id| id.index));
+        let entries = last.saturating_sub(first).max(1);
+        let keep = LOG_BYTES / 2 / (bytes / entries).max(1);
+        let flushed = self.state.flushed().map_or(0, |id| id.index);
+        let up_to = last.saturating_sub(keep).min(flushed);
+        if up_to > first { self.raft.trigger().purge_log(up_to).await } else { Ok(()) }
     }
 
     /// Ends the connections of members that were removed.
@@ -131,8 +155,9 @@ impl Shared {
         let (cluster_addr, api_addr) = if member.incarnation == self.myself.incarnation {
             (self.myself.cluster_addr.clone(), self.myself.api_addr.clone())
         } else {
-            let PeerStatus { cluster_addr, api_addr, .. } = self.peers.status(member.incarnation)?;
-            (cluster_addr, api_addr)
+            // Only what a peer said where it proved that it holds the root key goes into the MACed directory.
+            let PeerStatus { proven, .. } = self.peers.status(member.incarnation)?;
+            proven?
         };
         let same = member.cluster_addr == cluster_addr && member.api_addr == api_addr;
         (!same).then_some((cluster_addr, api_addr))

@@ -33,12 +33,13 @@ impl Changes {
     fn reload_directory(&self) {
         let Some(state) = self.state.upgrade() else { return };
         if let Some(directory) = read_directory(&*state, &*self.vault) {
-            for gone in &directory.tombstones {
-                if self.directory.current().member(*gone).is_some() {
-                    self.tombstoned.send_replace(*gone);
-                }
-            }
+            let before = self.directory.current();
+            let gone = directory.tombstones.iter().copied().find(|gone| before.member(*gone).is_some());
             self.directory.set(directory);
+            // After the new directory stands, so that whoever is woken sees it.
+            if let Some(gone) = gone {
+                self.tombstoned.send_replace(gone);
+            }
         }
     }
 }
@@ -57,6 +58,9 @@ impl Observer for Changes {
 
     fn replaced(&self) {
         self.reload_directory();
+        if let Some(state) = self.state.upgrade() {
+            self.clock.at_least(state.applied().cluster_time_ms);
+        }
         self.vault.replaced();
     }
 

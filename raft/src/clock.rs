@@ -6,6 +6,8 @@ use parking_lot::Mutex;
 
 /// A leap of the wall clock against cluster time that is worth an alarm.
 const ALARM_MS: u64 = 5_000;
+/// Cluster time below this was never set by anybody.
+const ALARM_FLOOR_NS: u128 = 1_000 * NS_PER_MS;
 /// How long an estimate carried over from the previous leader is better than the own wall clock.
 const ESTIMATE_AGE: Duration = Duration::from_secs(60);
 
@@ -18,10 +20,24 @@ pub struct ClusterClock {
     wall: fn() -> u64,
 }
 
+/// Cluster time at one instant of this machine's monotonic clock, in nanoseconds so that ticks lose nothing.
 struct Anchor {
-    cluster_ms: u64,
+    cluster_ns: u128,
     at: Instant,
     heard: Option<Instant>,
+}
+
+const NS_PER_MS: u128 = 1_000_000;
+
+impl Anchor {
+    fn now_ns(&self, now: Instant) -> u128 {
+        self.cluster_ns + now.duration_since(self.at).as_nanos()
+    }
+
+    fn set(&mut self, cluster_ns: u128, now: Instant) {
+        self.cluster_ns = cluster_ns;
+        self.at = now;
+    }
 }
 
 /// The wall clock, in milliseconds since the Unix epoch.
@@ -36,16 +52,15 @@ impl ClusterClock {
     }
 
     fn with_wall(wall: fn() -> u64) -> Self {
-        Self { inner: Mutex::new(Anchor { cluster_ms: 0, at: Instant::now(), heard: None }), wall }
+        Self { inner: Mutex::new(Anchor { cluster_ns: 0, at: Instant::now(), heard: None }), wall }
     }
 
-    /// A live leader said what time it is.
+    /// A live leader that holds the root key said what time it is.
     pub fn observe(&self, cluster_ms: u64) {
         let mut anchor = self.inner.lock();
         let now = Instant::now();
-        let here = anchor.cluster_ms + now.duration_since(anchor.at).as_millis() as u64;
-        anchor.cluster_ms = if anchor.heard.is_some() { here.max(cluster_ms) } else { cluster_ms };
-        anchor.at = now;
+        let later = anchor.now_ns(now).max(u128::from(cluster_ms) * NS_PER_MS);
+        anchor.set(later, now);
         anchor.heard = Some(now);
     }
 
@@ -54,11 +69,8 @@ impl ClusterClock {
     pub fn at_least(&self, cluster_ms: u64) {
         let mut anchor = self.inner.lock();
         let now = Instant::now();
-        let here = anchor.cluster_ms + now.duration_since(anchor.at).as_millis() as u64;
-        if cluster_ms > here {
-            anchor.cluster_ms = cluster_ms;
-            anchor.at = now;
-        }
+        let later = anchor.now_ns(now).max(u128::from(cluster_ms) * NS_PER_MS);
+        anchor.set(later, now);
     }
 
     /// This node begins to lead: with a recent estimate time runs on from it, otherwise it leaps to the wall
@@ -69,40 +81,38 @@ impl ClusterClock {
         if anchor.heard.is_some_and(|heard| now.duration_since(heard) < ESTIMATE_AGE) {
             return None;
         }
-        let before = anchor.cluster_ms;
-        anchor.cluster_ms = before.max((self.wall)());
-        anchor.at = now;
+        let before = anchor.now_ns(now);
+        let known = anchor.cluster_ns >= ALARM_FLOOR_NS;
+        let wall = u128::from((self.wall)()) * NS_PER_MS;
+        anchor.set(before.max(wall), now);
         anchor.heard = Some(now);
-        let leap = anchor.cluster_ms - before;
-        (before != 0 && leap > ALARM_MS).then_some(leap)
+        let leap = (anchor.cluster_ns - before) / NS_PER_MS;
+        (known && leap > u128::from(ALARM_MS)).then_some(u64::try_from(leap).unwrap_or(u64::MAX))
     }
 
     /// Cluster time now, as well as this node knows it.
     pub fn now_ms(&self) -> u64 {
         let anchor = self.inner.lock();
-        anchor.cluster_ms + anchor.at.elapsed().as_millis() as u64
+        to_ms(anchor.now_ns(Instant::now()))
     }
 
     /// Cluster time now on the leader, slewed towards the wall clock. Never goes backwards.
     pub fn tick_ms(&self) -> u64 {
         let mut anchor = self.inner.lock();
         let now = Instant::now();
-        let elapsed = now.duration_since(anchor.at).as_millis() as u64;
-        if elapsed == 0 {
-            return anchor.cluster_ms;
-        }
-        let here = anchor.cluster_ms + elapsed;
-        let wall = (self.wall)();
-        let slew = (elapsed / 10).max(1);
-        anchor.cluster_ms = if wall >= here {
-            here + slew.min(wall - here)
-        } else {
-            here - slew.min(here - wall).min(elapsed)
-        };
-        anchor.at = now;
+        let elapsed = now.duration_since(anchor.at).as_nanos();
+        let here = anchor.cluster_ns + elapsed;
+        let wall = u128::from((self.wall)()) * NS_PER_MS;
+        let slew = (elapsed / 10).min(here.abs_diff(wall));
+        let slewed = if wall >= here { here + slew } else { here - slew };
+        anchor.set(slewed, now);
         anchor.heard = Some(now);
-        anchor.cluster_ms
+        to_ms(slewed)
     }
+}
+
+fn to_ms(ns: u128) -> u64 {
+    u64::try_from(ns / NS_PER_MS).unwrap_or(u64::MAX)
 }
 
 impl Default for ClusterClock {
@@ -113,19 +123,24 @@ impl Default for ClusterClock {
 
 /// Watches BOOTTIME minus MONOTONIC: when it moves, this machine was suspended, and a lease is worth nothing.
 pub struct SuspendWatch {
-    inner: Mutex<(i128, Option<Instant>)>,
+    /// The difference as it was, and when it was last seen to move.
+    inner: Mutex<(Option<i128>, Option<Instant>)>,
 }
 
-/// A difference of the two clocks that is more than the time between reading them.
+/// A difference that no reading of the clocks explains.
 const SUSPENDED_NS: i128 = 5_000_000;
+/// Readings that took longer than this say nothing.
+const SPREAD_NS: i128 = 1_000_000;
 
-fn boottime_minus_monotonic_ns() -> i128 {
+/// BOOTTIME minus MONOTONIC, or nothing when this thread was interrupted between the two readings.
+fn boottime_minus_monotonic_ns() -> Option<i128> {
     use rustix::time::{ClockId, clock_gettime};
     let ns = |id| {
         let t = clock_gettime(id);
         i128::from(t.tv_sec) * 1_000_000_000 + i128::from(t.tv_nsec)
     };
-    ns(ClockId::Boottime) - ns(ClockId::Monotonic)
+    let (before, boot, after) = (ns(ClockId::Monotonic), ns(ClockId::Boottime), ns(ClockId::Monotonic));
+    (after - before < SPREAD_NS).then(|| boot - before)
 }
 
 impl SuspendWatch {
@@ -138,10 +153,12 @@ impl SuspendWatch {
     pub fn suspended_within(&self, window: Duration) -> bool {
         let difference = boottime_minus_monotonic_ns();
         let mut inner = self.inner.lock();
-        if (difference - inner.0).abs() > SUSPENDED_NS {
-            inner.1 = Some(Instant::now());
+        if let Some(difference) = difference {
+            if inner.0.is_some_and(|before| (difference - before).abs() > SUSPENDED_NS) {
+                inner.1 = Some(Instant::now());
+            }
+            inner.0 = Some(difference);
         }
-        inner.0 = difference;
         inner.1.is_some_and(|at| at.elapsed() < window)
     }
 }
@@ -177,6 +194,10 @@ mod tests {
         clock.observe(10_000);
         assert_eq!(clock.lead(), None, "a recent estimate runs on");
         assert!(clock.now_ms() < 20_000);
+        clock.observe(1);
+        assert!(clock.now_ms() >= 10_000, "no leader turns time back");
+        clock.observe(u64::MAX);
+        assert_eq!(clock.tick_ms(), u64::MAX, "and none can overflow it");
         let clock = ClusterClock::with_wall(|| 100_000);
         clock.at_least(10_000);
         assert!(clock.lead().is_some_and(|leap| leap > 80_000), "replayed entries are no estimate");

@@ -57,6 +57,8 @@ pub enum Method {
     ReadIndex = 10,
     /// Nothing but the hello: makes addresses and seal state known.
     Ping = 11,
+    /// The leader's cluster time.
+    Time = 12,
 }
 
 impl Method {
@@ -74,13 +76,14 @@ impl Method {
             9 => Self::Forward,
             10 => Self::ReadIndex,
             11 => Self::Ping,
+            12 => Self::Time,
             _ => return None,
         })
     }
 
     /// Whether only an open channel may carry it.
     pub fn needs_open(self) -> bool {
-        matches!(self, Self::Forward | Self::ReadIndex)
+        matches!(self, Self::Forward | Self::ReadIndex | Self::Time)
     }
 }
 
@@ -217,7 +220,7 @@ impl Conn {
     pub fn open_stream(&self) -> Option<(StreamSender, StreamEnd)> {
         let (tx, answers) = mpsc::channel(STREAM_QUEUE);
         let id = self.slot(Slot::Stream(tx))?;
-        let sender = StreamSender { id, outgoing: self.outgoing.clone() };
+        let sender = StreamSender { ended: false, id, outgoing: self.outgoing.clone() };
         Some((sender, StreamEnd { id, slots: self.slots.clone(), answers }))
     }
 
@@ -230,8 +233,17 @@ impl Conn {
 
 /// The sending end of a stream.
 pub struct StreamSender {
+    ended: bool,
     id: u64,
     outgoing: mpsc::Sender<Frame>,
+}
+
+impl Drop for StreamSender {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.end_now();
+        }
+    }
 }
 
 impl StreamSender {
@@ -241,8 +253,16 @@ impl StreamSender {
         self.outgoing.send(frame).await.is_ok()
     }
 
+    /// Says that no more requests come, without waiting: for a sender that is dropped in the middle.
+    fn end_now(&self) {
+        let frame = Frame { kind: Kind::End, flags: 0, stream: self.id, payload: Bytes::new() };
+        // When the queue is full the other side finds out by its own limit of streams.
+        drop(self.outgoing.try_send(frame));
+    }
+
     /// Says that no more requests come.
-    pub async fn end(&self) {
+    pub async fn end(mut self) {
+        self.ended = true;
         let frame = Frame { kind: Kind::End, flags: 0, stream: self.id, payload: Bytes::new() };
         // A connection that is gone has ended the stream already.
         drop(self.outgoing.send(frame).await);

@@ -118,8 +118,8 @@ impl Directory {
 
     /// Whether `mac` is right; `None` while sealed.
     pub fn verify(&self, mac: &[u8; 32], vault: &dyn VaultSide) -> Option<bool> {
-        // Both sides of the comparison are MACs of public bytes; the key stays where it is.
-        vault.directory_mac(&self.signed()).map(|expected| expected == *mac)
+        use subtle::ConstantTimeEq as _;
+        vault.directory_mac(&self.signed()).map(|expected| expected.ct_eq(mac).into())
     }
 }
 

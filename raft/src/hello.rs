@@ -11,8 +11,23 @@ pub enum Channel {
     Bulk,
     /// Snapshot pieces.
     Snapshot,
-    /// Forwarded requests and read-index exchanges, between nodes that have proved to hold the root key.
+    /// Forwarded requests, between nodes that have proved to hold the root key.
     Open,
+    /// Read-index exchanges and the leader's time, with the same proof: a read never waits behind a large
+    /// request.
+    Reads,
+}
+
+impl Channel {
+    /// Whether both sides must have proved that they hold the root key.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Open | Self::Reads)
+    }
+
+    /// The largest frame that this kind of channel carries.
+    pub fn limit(self) -> usize {
+        if self == Self::Open { crate::frame::OPEN_LIMIT } else { crate::frame::REPLICATION_LIMIT }
+    }
 }
 
 /// Who speaks. Kept outside Raft: addresses heal themselves through it.

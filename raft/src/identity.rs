@@ -13,6 +13,12 @@ use crate::codec::{self, DecodeError};
 
 const FORMAT: u8 = 1;
 
+/// Least `max_entry_size`, in bytes: init's own entry must fit.
+pub const MIN_ENTRY_SIZE: u64 = 64 << 10;
+/// Greatest `max_entry_size`, in bytes: an entry and its envelope must fit into a replication frame.
+pub const MAX_ENTRY_SIZE: u64 = 2 << 20;
+const _: () = assert!(MAX_ENTRY_SIZE as usize * 2 <= crate::frame::REPLICATION_LIMIT);
+
 /// Timing and limits that all nodes of a cluster share. Set at init from the first node's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct ClusterParams {
@@ -30,6 +36,7 @@ impl ClusterParams {
     /// The defaults, with election timeouts multiplied by Vault's `performance_multiplier` (0 is 1).
     pub fn scaled(performance_multiplier: u64, max_entry_size: u64) -> Self {
         let factor = performance_multiplier.clamp(1, 10);
+        let max_entry_size = max_entry_size.clamp(MIN_ENTRY_SIZE, MAX_ENTRY_SIZE);
         Self {
             heartbeat_ms: 75 * factor,
             election_min_ms: 250 * factor,

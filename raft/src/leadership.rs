@@ -27,6 +27,8 @@ use crate::{
     vault_side::VaultSide,
 };
 
+/// An heir this close behind has the rest before its own election: the library makes it wait for it.
+const CLOSE_ENTRIES: u64 = 64;
 /// How often seal states and contacts are looked at. Changes of leadership are seen at once.
 const TICK: Duration = Duration::from_millis(25);
 
@@ -99,11 +101,28 @@ impl Watcher {
                 self.hand_over(&mut handed_over).await;
             }
             tokio::select! {
-                changed = metrics.changed() => if changed.is_err() { return },
+                changed = metrics.changed() => if changed.is_err() { return self.stopped().await },
                 _ = applied.changed(), if leads && !self.leadership.borrow().is_self => {}
                 () = tokio::time::sleep(TICK) => {}
             }
         }
+    }
+
+    /// The core has stopped. Nobody may go on believing what it said last.
+    async fn stopped(&self) {
+        self.leadership.send_replace(Leadership::default());
+        let state = self.raft.metrics().borrow_watched().running_state.clone();
+        match state {
+            Err(openraft::errors::Fatal::Stopped) | Ok(()) => {}
+            Err(fatal) => {
+                tracing::error!(%fatal, "consensus has stopped on this node");
+                self.vault.latched(&format!(
+                    "consensus has stopped: {fatal}; mend the cause and start this node again"
+                ));
+            }
+        }
+        // Whoever watches must see that nobody leads, not that the watch has ended.
+        std::future::pending().await
     }
 
     fn began_to_lead(&self) {
@@ -160,12 +179,12 @@ impl Watcher {
         let directory = self.directory.current();
         let listed = directory.member(incarnation);
         let heard = self.peers.status(incarnation);
-        let node_id =
-            listed.map(|m| m.node_id.clone()).or_else(|| heard.as_ref().map(|h| h.node_id.clone()))?;
-        let api_addr =
-            heard.as_ref().map(|h| h.api_addr.clone()).or_else(|| listed.map(|m| m.api_addr.clone()))?;
-        let cluster_addr =
-            heard.map(|h| h.cluster_addr).or_else(|| listed.map(|m| m.cluster_addr.clone()))?;
+        // Clients are sent there with their tokens: what a peer says of itself counts once it has proved that
+        // it holds the root key, and before that only what the MACed directory says.
+        let proven = heard.and_then(|heard| heard.proven);
+        let listed_at = listed.map(|m| (m.cluster_addr.clone(), m.api_addr.clone()));
+        let node_id = listed?.node_id.clone();
+        let (cluster_addr, api_addr) = proven.or(listed_at)?;
         Some(LeaderInfo { incarnation, node_id, api_addr, cluster_addr: format!("https://{cluster_addr}") })
     }
 
@@ -208,7 +227,7 @@ impl Watcher {
         }
     }
 
-    /// A voter that was heard of lately, has the whole log, and fits.
+    /// A voter that was heard of lately, has the log but for its last entries, and fits.
     pub fn heir(&self, fits: impl Fn(u64) -> bool) -> Option<u64> {
         heir(&self.raft, &self.peers, self.incarnation, self.lease, fits)
     }
@@ -232,7 +251,10 @@ pub fn heir(
         id != own
             && fits(id)
             && peers.heard_within(id, window)
-            && matched.get(&id).is_some_and(|at| at.as_ref() >= last.as_ref())
+            && matched.get(&id).is_some_and(|at| {
+                let behind = |at: u64| last.map_or(0, |last| last.index).saturating_sub(at);
+                at.as_ref().is_some_and(|at| behind(at.index) <= CLOSE_ENTRIES)
+            })
     })
 }
 

@@ -5,13 +5,17 @@
 
 use std::{
     io,
-    sync::{Arc, mpsc as std_mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc as std_mpsc,
+    },
 };
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use keystead_storage::{
-    ApplyEntry, ApplyOp, DataDir, Installer, LogId, Outcome, SealedState, SnapshotFile, StorageError,
+    ApplyEntry, ApplyOp, Installer, LogId, Outcome, RaftLog, SealedState, SnapshotFile, StorageError,
 };
 use openraft::{
     OptionalSend,
@@ -20,12 +24,13 @@ use openraft::{
 use tokio::sync::{oneshot, watch};
 
 use crate::{
+    directory::DirectoryCache,
     entry::{self, Payload},
     log_store::payload_of,
     spool::{Spool, Spools},
     types::{
-        EntryResult, RaftLogId, SnapshotMeta, StoredMembership, TypeConfig, from_storage, io_error,
-        to_storage,
+        EntryResult, RaftLogId, RaftMembership, SnapshotMeta, StoredMembership, TypeConfig, from_storage,
+        io_error, to_storage,
     },
     vault_side::{VaultSide, Verdict},
 };
@@ -55,8 +60,33 @@ pub struct Place {
 /// The state machine.
 pub struct Machine {
     state: Arc<dyn SealedState>,
+    log: Arc<dyn RaftLog>,
     jobs: std_mpsc::Sender<Job>,
     spools: Arc<Spools>,
+    applied: watch::Sender<u64>,
+    running: Arc<AtomicBool>,
+}
+
+/// What a machine is started with.
+pub struct MachineParts {
+    /// The state that is applied to.
+    pub state: Arc<dyn SealedState>,
+    /// The log, for its floor.
+    pub log: Arc<dyn RaftLog>,
+    /// Cluster and epoch.
+    pub place: Place,
+    /// The vault.
+    pub vault: Arc<dyn VaultSide>,
+    /// Who may be in a membership.
+    pub directory: Arc<DirectoryCache>,
+    /// Stops apply.
+    pub latch: Arc<Latch>,
+    /// Where snapshots are spooled.
+    pub spools: Arc<Spools>,
+    /// The applied index is published here.
+    pub applied: watch::Sender<u64>,
+    /// Set once the library runs: before, it asks for a snapshot only to learn its index.
+    pub running: Arc<AtomicBool>,
 }
 
 struct Job {
@@ -65,19 +95,26 @@ struct Job {
 }
 
 impl Machine {
-    /// Starts the apply thread. `applied` is published after each batch.
-    pub fn start(
-        state: Arc<dyn SealedState>,
-        dir: &DataDir,
-        place: Place,
-        vault: Arc<dyn VaultSide>,
-        latch: Arc<Latch>,
-        applied: watch::Sender<u64>,
-    ) -> io::Result<Self> {
+    /// Starts the apply thread.
+    pub fn start(parts: MachineParts) -> io::Result<Self> {
+        let MachineParts { state, log, place, vault, directory, latch, spools, applied, running } = parts;
         let (jobs, queue) = std_mpsc::channel::<Job>();
-        let applier = Applier { latch, state: state.clone(), place, vault, applied };
+        let applier =
+            Applier { latch, state: state.clone(), place, vault, directory, applied: applied.clone() };
         std::thread::Builder::new().name("apply".into()).spawn(move || applier.run(queue))?;
-        Ok(Self { state, jobs, spools: Arc::new(Spools::new(dir.snapshots())) })
+        Ok(Self { state, log, jobs, spools, applied, running })
+    }
+
+    /// The metadata of the state as it is applied now.
+    fn present(&self) -> keystead_storage::SnapshotMeta {
+        let applied = self.state.applied();
+        keystead_storage::SnapshotMeta {
+            log_id: applied.log_id,
+            membership: applied.membership,
+            cluster_time_ms: applied.cluster_time_ms,
+            generation: applied.generation,
+            last_sequence: applied.last_sequence,
+        }
     }
 
     async fn apply_batch(&self, entries: Vec<(LogId, Bytes)>) -> io::Result<Vec<Outcome>> {
@@ -134,7 +171,14 @@ struct Applier {
     state: Arc<dyn SealedState>,
     place: Place,
     vault: Arc<dyn VaultSide>,
+    directory: Arc<DirectoryCache>,
     applied: watch::Sender<u64>,
+}
+
+/// Whether an entry may change what later ones are judged by: keyring, directory, seal configuration.
+fn changes_rules(entry: &ApplyEntry) -> bool {
+    let ApplyOp::Command(command) = &entry.op else { return false };
+    command.txn.writes.iter().any(|write| write.key().as_bytes().first() == Some(&b'c'))
 }
 
 impl Applier {
@@ -158,14 +202,39 @@ impl Applier {
         if let Some(first) = self.latch.reason() {
             return Err(StorageError::Latched { first });
         }
-        let last = entries.last().map(|(id, _)| id.index);
-        let ready =
-            entries.into_iter().map(|(id, payload)| self.judge(id, payload)).collect::<Result<_, _>>()?;
-        let outcomes = self.state.apply(ready)?;
-        if let Some(last) = last {
-            self.applied.send_replace(last);
+        let mut outcomes = Vec::with_capacity(entries.len());
+        let mut ready = Vec::with_capacity(entries.len());
+        for (id, payload) in entries {
+            let entry = self.judge(id, payload)?;
+            // What comes after is judged by what this entry makes of the rules.
+            let ends = changes_rules(&entry);
+            ready.push(entry);
+            if ends {
+                self.apply_ready(&mut ready, &mut outcomes)?;
+            }
         }
+        self.apply_ready(&mut ready, &mut outcomes)?;
         Ok(outcomes)
+    }
+
+    fn apply_ready(
+        &self,
+        ready: &mut Vec<ApplyEntry>,
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<(), StorageError> {
+        let Some(last) = ready.last().map(|entry| entry.log_id.index) else { return Ok(()) };
+        outcomes.extend(self.state.apply(std::mem::take(ready))?);
+        self.applied.send_replace(last);
+        Ok(())
+    }
+
+    /// Whether every node of a membership is, or was, in the MACed directory. A sealed node cannot tell.
+    fn is_known(&self, membership: &RaftMembership) -> bool {
+        let directory = self.directory.current();
+        !self.vault.is_open()
+            || membership
+                .nodes()
+                .all(|(id, _)| directory.member(*id).is_some() || directory.is_tombstoned(*id))
     }
 
     /// Decodes an entry and decides whether it counts. What no node can understand or what was forged stops
@@ -179,6 +248,9 @@ impl Applier {
         };
         let op = match entry::decode(&payload).map_err(|e| damaged(e.to_string()))? {
             Payload::Blank => ApplyOp::Blank,
+            Payload::Membership(membership) if !self.is_known(&membership) => {
+                return Err(damaged("it is a membership that the directory does not agree with".into()));
+            }
             Payload::Membership(_) => ApplyOp::Membership(payload),
             Payload::Command { header, body, signed, tag } => {
                 let here = header.cluster_id == self.place.cluster_id
@@ -245,6 +317,12 @@ impl RaftStateMachine<TypeConfig> for Machine {
             .await
             .map_err(io::Error::other)?
             .map_err(io_error)?;
+        let index = self.state.applied().log_id.map_or(0, |id| id.index);
+        self.applied.send_if_modified(|applied| {
+            let newer = index > *applied;
+            *applied = index.max(*applied);
+            newer
+        });
         tracing::info!(index = meta.last_log_id.map(|id| id.index), "snapshot installed");
         Ok(())
     }
@@ -252,9 +330,18 @@ impl RaftStateMachine<TypeConfig> for Machine {
     async fn get_current_snapshot(
         &mut self,
     ) -> io::Result<Option<openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotData>>> {
-        let spool = match self.spools.latest() {
+        if !self.running.load(Ordering::Acquire) {
+            let meta = snapshot_meta(&self.present())?;
+            return Ok(Some(Snapshot { meta, snapshot: SnapshotData::Flushed }));
+        }
+        let floor = self.log.bounds().purged.map_or(0, |id| id.index);
+        let spool = match self.spools.latest(floor) {
             Some(spool) => spool,
-            None => self.spools.start(self.state.cut().map_err(io_error)?),
+            // The library stops for good when this fails; a spool that cannot be sent is tried again.
+            None => match self.state.cut() {
+                Ok(cut) => self.spools.start(cut),
+                Err(error) => self.spools.failed(self.present(), error),
+            },
         };
         let meta = snapshot_meta(&spool.meta)?;
         Ok(Some(Snapshot { meta, snapshot: SnapshotData::Spooled(spool) }))

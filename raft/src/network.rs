@@ -26,7 +26,7 @@ use crate::{
     conn::{CallError, Conn, Method, StreamEnd},
     hello::Channel,
     machine::{SnapshotData, read_chunk},
-    pool::Pool,
+    pool::{Pool, SILENCE},
     types::{Member, RpcError, TypeConfig},
     wire,
 };
@@ -35,6 +35,8 @@ type AppendResult = Result<StreamAppendResult<TypeConfig>, RpcError>;
 
 /// How long one piece of a snapshot may take to be taken.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a whole snapshot may take to be verified and installed once all pieces are there.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Makes the library's clients; they share the pool's connections.
 pub struct Factory {
@@ -188,7 +190,7 @@ async fn send_snapshot(
         piece.extend_from_slice(&chunk);
         conn.call(Method::SnapshotPiece, &piece, PIECE_TIMEOUT).await.map_err(lost)?;
     }
-    let answer = conn.call(Method::SnapshotEnd, &[], PIECE_TIMEOUT).await.map_err(lost)?;
+    let answer = conn.call(Method::SnapshotEnd, &[], INSTALL_TIMEOUT).await.map_err(lost)?;
     Ok(SnapshotResponse::new(wire::decode_vote(answer).map_err(network)?))
 }
 
@@ -220,6 +222,8 @@ enum Appends<S> {
 }
 
 struct Running {
+    pool: Arc<Pool>,
+    target: u64,
     answers: StreamEnd,
     /// Send times of what is not answered yet.
     sent: mpsc::UnboundedReceiver<Instant>,
@@ -259,7 +263,10 @@ where
         let result = match answer {
             Ok(Some(bytes)) => wire::decode_append_result(bytes).map_err(network),
             Ok(None) => Err(unreachable("connection lost")),
-            Err(_) => Err(unreachable("no answer to an append in time")),
+            Err(_) => {
+                running.pool.give_up(running.target, Channel::Bulk, SILENCE);
+                Err(unreachable("no answer to an append in time"))
+            }
         };
         let over = !matches!(result, Ok(Ok(_)));
         Some((result, if over { Self::Over } else { Self::Running(running) }))
@@ -269,7 +276,7 @@ where
 async fn start<S>(
     mut input: std::pin::Pin<Box<S>>,
     first: AppendEntriesRequest<TypeConfig>,
-    pool: &Pool,
+    pool: &Arc<Pool>,
     target: u64,
     timeout: Duration,
 ) -> Result<Running, RpcError>
@@ -291,5 +298,5 @@ where
         }
         stream.end().await;
     });
-    Ok(Running { answers, sent, timeout, _sender: SenderTask(task) })
+    Ok(Running { pool: pool.clone(), target, answers, sent, timeout, _sender: SenderTask(task) })
 }

@@ -22,6 +22,9 @@ pub struct PeerStatus {
     pub sealed: bool,
     /// When its latest frame came in.
     pub heard: Instant,
+    /// Its addresses as it gave them on a channel on which it proved that it holds the root key: `host:port` of
+    /// the cluster port and base URL of the API.
+    pub proven: Option<(String, String)>,
 }
 
 /// Every peer heard of since start, by incarnation.
@@ -33,9 +36,12 @@ pub struct Peers {
 impl Peers {
     /// A hello came in.
     pub fn hello(&self, hello: &Hello) {
-        self.by_incarnation.write().insert(
+        let mut all = self.by_incarnation.write();
+        let proven = all.get(&hello.incarnation).and_then(|known| known.proven.clone());
+        all.insert(
             hello.incarnation,
             PeerStatus {
+                proven,
                 node_id: hello.node_id.clone(),
                 cluster_addr: hello.cluster_addr.clone(),
                 api_addr: hello.api_addr.clone(),
@@ -43,6 +49,13 @@ impl Peers {
                 heard: Instant::now(),
             },
         );
+    }
+
+    /// The peer has proved, on the connection that this hello opened, that it holds the root key.
+    pub fn proven(&self, hello: &Hello) {
+        if let Some(status) = self.by_incarnation.write().get_mut(&hello.incarnation) {
+            status.proven = Some((hello.cluster_addr.clone(), hello.api_addr.clone()));
+        }
     }
 
     /// A frame came in.

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use bytes::Bytes;
 use keystead_tls::{ClusterTls, peer_of};
 use parking_lot::Mutex;
-use tokio::{net::TcpStream, sync::Mutex as AsyncMutex};
+use tokio::{net::TcpStream, sync::Mutex as AsyncMutex, task::JoinHandle};
 use tokio_rustls::TlsConnector;
 
 use crate::{
@@ -109,7 +109,16 @@ impl Pool {
     }
 
     /// The connection to a peer for a channel, dialled if there is none.
-    pub async fn get(&self, peer: u64, channel: Channel) -> Result<Arc<Conn>, DialError> {
+    ///
+    /// # Cancel safety
+    /// A dial that has begun goes on: a caller with little time does not spoil it for the others.
+    pub async fn get(self: &Arc<Self>, peer: u64, channel: Channel) -> Result<Arc<Conn>, DialError> {
+        let pool = self.clone();
+        let dialling: JoinHandle<_> = tokio::spawn(async move { pool.get_now(peer, channel).await });
+        dialling.await.unwrap_or_else(|e| Err(DialError::Unreachable(e.to_string())))
+    }
+
+    async fn get_now(&self, peer: u64, channel: Channel) -> Result<Arc<Conn>, DialError> {
         let slot = self.slots.lock().entry((peer, channel)).or_default().clone();
         // Whoever else wants this connection waits for the one attempt.
         let mut slot = slot.lock().await;
@@ -145,7 +154,15 @@ impl Pool {
 
     /// Drops all open channels: this node has been sealed.
     pub fn close_open_channels(&self) {
-        self.slots.lock().retain(|(_, channel), _| *channel != Channel::Open);
+        self.slots.lock().retain(|(_, channel), _| !channel.is_open());
+    }
+
+    /// Drops a connection on which nothing comes back any more, so that the next call dials anew instead of
+    /// waiting for TCP to give up on it.
+    pub fn give_up(&self, peer: u64, channel: Channel, silence: Duration) {
+        if !self.peers.heard_within(peer, silence) {
+            self.slots.lock().remove(&(peer, channel));
+        }
     }
 
     /// Where a peer may be: where it said itself, then where the directory says.
@@ -177,9 +194,11 @@ impl Pool {
             |error: &dyn std::fmt::Display| DialError::Unreachable(format!("{address}: {error}"));
         let tcp = TcpStream::connect(address).await.map_err(|e| unreachable(&e))?;
         tcp.set_nodelay(true).map_err(|e| unreachable(&e))?;
+        notice_silence(&tcp).map_err(|e| unreachable(&e))?;
         let connector = TlsConnector::from(self.tls.client_config(Some(peer)));
         let tls = connector.connect(ClusterTls::server_name(), tcp).await.map_err(|e| unreachable(&e))?;
         let identity = peer_of(tls.get_ref().1).map_err(|e| unreachable(&e))?;
+        self.check_pinned(peer, &identity)?;
         let exporter = keystead_tls::exporter(tls.get_ref().1).map_err(|e| unreachable(&e))?;
         let (mut reader, mut writer) = tokio::io::split(tls);
 
@@ -194,16 +213,29 @@ impl Pool {
         let theirs = self.judge_hello(peer, &answer)?;
         self.peers.hello(&theirs);
 
-        let limit = if channel == Channel::Open { frame::OPEN_LIMIT } else { frame::REPLICATION_LIMIT };
         let (vault, peers) = (self.vault.clone(), self.peers.clone());
         let sealed = move || !vault.is_open();
         let heard = move |sealed| peers.frame(peer, sealed);
-        let conn = Conn::start(theirs, reader, writer, limit, sealed, heard);
-        if channel == Channel::Open {
+        let conn = Conn::start(theirs, reader, writer, channel.limit(), sealed, heard);
+        if channel.is_open() {
             let keys = open_channel::Ends { client: self.myself.spki_sha256, server: identity.spki_sha256 };
             self.prove_open(&conn, &exporter, &keys).await?;
+            self.peers.proven(&conn.peer);
         }
         Ok(conn)
+    }
+
+    /// What the directory says of whoever answered: its key is pinned, and it has not been removed.
+    fn check_pinned(&self, peer: u64, identity: &keystead_tls::PeerIdentity) -> Result<(), DialError> {
+        let directory = self.directory.current();
+        let refused = |refusal| Err(DialError::Refused { node: self.name_of(peer), refusal });
+        if directory.is_tombstoned(peer) {
+            return refused(Refusal::Removed);
+        }
+        match directory.member(peer) {
+            Some(member) if member.spki_sha256 != identity.spki_sha256 => refused(Refusal::KeyNotPinned),
+            _ => Ok(()),
+        }
     }
 
     fn judge_hello(&self, peer: u64, answer: &Frame) -> Result<Hello, DialError> {
@@ -252,7 +284,7 @@ impl Pool {
 
     /// Calls a peer over a channel, dialling first if needed.
     pub async fn call(
-        &self,
+        self: &Arc<Self>,
         peer: u64,
         channel: Channel,
         method: Method,
@@ -263,6 +295,28 @@ impl Pool {
             .get(peer, channel)
             .await
             .map_err(|error| crate::conn::CallError::NotSent(error.to_string()))?;
-        conn.call(method, body, timeout).await
+        let result = conn.call(method, body, timeout).await;
+        if matches!(result, Err(crate::conn::CallError::Timeout(_))) {
+            self.give_up(peer, channel, SILENCE);
+        }
+        result
     }
+}
+
+/// A connection of which nothing was heard for this long, with a call unanswered, is given up.
+pub const SILENCE: Duration = Duration::from_secs(1);
+
+/// Has the kernel end connections to machines that are gone: what was sent must be acknowledged within seconds,
+/// and an idle peer is asked whether it is there.
+///
+/// # Errors
+/// When the options cannot be set.
+pub fn notice_silence(tcp: &TcpStream) -> std::io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_tcp_user_timeout(tcp, 4_000)?;
+    sockopt::set_socket_keepalive(tcp, true)?;
+    sockopt::set_tcp_keepidle(tcp, Duration::from_secs(2))?;
+    sockopt::set_tcp_keepintvl(tcp, Duration::from_secs(1))?;
+    sockopt::set_tcp_keepcnt(tcp, 3)?;
+    Ok(())
 }

@@ -30,6 +30,8 @@ pub const MAX_BYTES_IN_FLIGHT: usize = 16 << 20;
 /// for, here, before the caller is told.
 const FRESH_LEADER: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(5);
+/// How long a proposal may be in flight before its outcome is asked of whoever leads then.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 type WriteResult = ClientWriteResult<TypeConfig>;
 type Receiver = openraft::type_config::alias::OneshotReceiverOf<TypeConfig, WriteResult>;
@@ -122,8 +124,12 @@ impl Proposer {
         let stopped = || ProposeError::Stopped("replication is shutting down".into());
         self.queue.send(Job { body, queued }).await.map_err(|_| stopped())?;
         let receiver = receiver.await.map_err(|_| stopped())??;
-        // The library drops the responder when it shuts down with the entry in flight.
-        receiver.await.map_err(|_| ProposeError::Unknown)
+        // A leader that is cut off keeps the entry for as long as it is. The library drops the responder when it
+        // shuts down with the entry in flight.
+        match tokio::time::timeout(COMMIT_TIMEOUT, receiver).await {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(_)) | Err(_) => Err(ProposeError::Unknown),
+        }
     }
 
     fn admit(&self, bytes: usize) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), ProposeError> {

@@ -83,7 +83,7 @@ impl ReadGate {
 
     /// Whether the leader that confirmed `barrier` still holds its lease.
     pub fn confirm(&self, barrier: &ReadBarrier) -> bool {
-        barrier.own_term == 0 || self.reads.still_leads(barrier.own_term)
+        barrier.own_term == 0 || self.reads.still_leads(barrier)
     }
 
     /// A leader's answer to a standby's exchange: index and cluster time.
@@ -100,7 +100,7 @@ impl Reads {
     #[cfg(feature = "test-no-lease-check")]
     async fn on_leader(&self) -> Result<ReadBarrier, ReadError> {
         let applied_index = *self.applied.borrow();
-        Ok(ReadBarrier { applied_index, cluster_time_ms: self.clock.now_ms(), own_term: 0 })
+        Ok(ReadBarrier { applied_index, cluster_time_ms: self.clock.now_ms(), own_term: 0, by_lease: false })
     }
 
     #[cfg(not(feature = "test-no-lease-check"))]
@@ -115,17 +115,21 @@ impl Reads {
         let own_term = self.raft.as_leader().map_err(|_| ReadError::NoLeader)?.term();
         let index = linearizer.read_log_id().index();
         let applied_index = self.wait_applied(index).await?;
-        Ok(ReadBarrier { applied_index, cluster_time_ms: self.clock.now_ms(), own_term })
+        Ok(ReadBarrier { applied_index, cluster_time_ms: self.clock.now_ms(), own_term, by_lease: trusted })
     }
 
-    fn still_leads(&self, term: u64) -> bool {
+    /// Whether the barrier's lease, if it was one, still held when the read was done. An eighth of the lease is
+    /// left for clocks that drift.
+    fn still_leads(&self, barrier: &ReadBarrier) -> bool {
         let Ok(leader) = self.raft.as_leader() else { return false };
-        if leader.term() != term {
+        if leader.term() != barrier.own_term {
             return false;
         }
-        let alone = self.raft.voter_ids().count() == 1;
-        let lease = if self.suspend.suspended_within(self.lease) { Duration::ZERO } else { self.lease };
-        alone || self.quorum || leader.last_quorum_acked().is_some_and(|at| at.elapsed() < lease)
+        if !barrier.by_lease || self.raft.voter_ids().count() == 1 {
+            return true;
+        }
+        let fresh = leader.last_quorum_acked().is_some_and(|at| at.elapsed() < self.lease * 7 / 8);
+        fresh && !self.suspend.suspended_within(self.lease)
     }
 
     async fn wait_applied(&self, index: u64) -> Result<u64, ReadError> {
@@ -143,7 +147,7 @@ impl Reads {
         let leader = self.leadership.borrow().leader.as_ref().map(|leader| leader.incarnation);
         let leader = leader.ok_or(ReadError::NoLeader)?;
         let answer =
-            self.pool.call(leader, Channel::Open, Method::ReadIndex, &[], self.lease * 2).await.map_err(
+            self.pool.call(leader, Channel::Reads, Method::ReadIndex, &[], self.lease * 2).await.map_err(
                 |error| {
                     tracing::debug!(%error, "read index exchange failed");
                     ReadError::NoLeader
@@ -154,7 +158,7 @@ impl Reads {
         let (index, time) = (reader.u64().map_err(malformed)?, reader.u64().map_err(malformed)?);
         self.clock.observe(time);
         let applied_index = self.wait_applied(index).await?;
-        Ok(ReadBarrier { applied_index, cluster_time_ms: time, own_term: 0 })
+        Ok(ReadBarrier { applied_index, cluster_time_ms: time, own_term: 0, by_lease: false })
     }
 }
 

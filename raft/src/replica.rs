@@ -15,7 +15,7 @@ use crate::{
     conn::{CallError, Method},
     directory::{Directory, DirectoryMember},
     hello::Channel,
-    identity::Identity,
+    identity::{ClusterParams, Identity},
     leadership::heir,
     replicated::{
         BoxFuture, ForwardError, Leadership, ProposeError, ProposeOutcome, ReadBarrier, ReadError, Replicated,
@@ -25,6 +25,8 @@ use crate::{
     vault_side::VaultSide,
 };
 
+/// A peer heard of within this time is reachable.
+const REACHABLE: Duration = Duration::from_secs(3);
 /// How long a stopping node waits for its tasks.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
@@ -80,6 +82,21 @@ pub enum JoinError {
         node_id: String,
         /// How long its member has been silent, in seconds.
         silent_s: u64,
+    },
+    /// Another node has drawn the same incarnation.
+    #[error("this node's random id is taken; start it again so that it draws another")]
+    Collision,
+    /// The removal would leave a cluster that cannot decide anything.
+    #[error(
+        "removing {node_id:?} now would leave no quorum: {reachable} of {voters} voters can be reached; bring more of them back first"
+    )]
+    Unsafe {
+        /// Who was to be removed.
+        node_id: String,
+        /// Voters that were heard of lately, this node included.
+        reachable: usize,
+        /// Voters there are.
+        voters: usize,
     },
     /// The incarnation was removed before.
     #[error("this incarnation was removed from the cluster; move the data directory away and start again")]
@@ -253,24 +270,50 @@ impl Replica {
         self.shared.pool.close_open_channels();
     }
 
-    /// Hands leadership to a caught-up unsealed voter, if this node leads and there is one. Returns whether
-    /// this node does not lead any more.
+    /// Whether both the present voters and those that would be left can still decide.
+    fn check_removable(&self, node_id: &str, gone: u64) -> Result<(), JoinError> {
+        let shared = &self.shared;
+        let voters: Vec<u64> = shared.raft.voter_ids().collect();
+        let alive =
+            |id: &&u64| **id == shared.myself.incarnation || shared.peers.heard_within(**id, REACHABLE);
+        let left: Vec<u64> = voters.iter().copied().filter(|id| *id != gone).collect();
+        if left.is_empty() {
+            return Err(JoinError::LastVoter);
+        }
+        let decides = |all: &[u64]| all.iter().filter(alive).count() > all.len() / 2;
+        if decides(&voters) && decides(&left) {
+            return Ok(());
+        }
+        let reachable = voters.iter().filter(alive).count();
+        Err(JoinError::Unsafe { node_id: node_id.into(), reachable, voters: voters.len() })
+    }
+
+    /// The parameters that all nodes of this cluster share.
+    pub fn params(&self) -> ClusterParams {
+        self.shared.params
+    }
+
+    /// Hands leadership to an unsealed voter that has everything, or nearly, trying until `deadline`. Returns
+    /// whether this node does not lead any more.
     pub async fn transfer_away(&self, deadline: Duration) -> bool {
         let shared = &self.shared;
-        if !shared.raft.is_leader() {
-            return true;
+        let until = tokio::time::Instant::now() + deadline;
+        while shared.raft.is_leader() && tokio::time::Instant::now() < until {
+            let fits = |id| shared.peers.status(id).is_some_and(|peer| !peer.sealed);
+            let own = shared.myself.incarnation;
+            if let Some(heir) = heir(&shared.raft, &shared.peers, own, shared.lease, fits) {
+                let raft = shared.raft.clone();
+                self.on_runtime(async move { raft.trigger().transfer_leader(heir).await }).await;
+            } else if !shared.may_find_heir() {
+                return false;
+            }
+            let mut leadership = shared.leadership.clone();
+            let moved =
+                leadership.wait_for(|l| l.leader.as_ref().is_none_or(|leader| leader.incarnation != own));
+            // The next round looks again.
+            drop(tokio::time::timeout(shared.lease, moved).await);
         }
-        let fits = |id| shared.peers.status(id).is_some_and(|peer| !peer.sealed);
-        let Some(heir) = heir(&shared.raft, &shared.peers, shared.myself.incarnation, shared.lease, fits)
-        else {
-            return false;
-        };
-        let raft = shared.raft.clone();
-        self.on_runtime(async move { raft.trigger().transfer_leader(heir).await }).await;
-        let mut leadership = shared.leadership.clone();
-        let moved =
-            leadership.wait_for(|l| l.leader.as_ref().is_some_and(|leader| leader.incarnation == heir));
-        tokio::time::timeout(deadline, moved).await.is_ok_and(|moved| moved.is_ok())
+        !shared.raft.is_leader()
     }
 
     /// Puts a member into the directory; Raft's membership follows. Idempotent.
@@ -283,10 +326,15 @@ impl Replica {
                 if directory.is_tombstoned(member.incarnation) {
                     return Err(JoinError::Removed);
                 }
-                if directory.member(member.incarnation) == Some(&member) {
-                    return Ok(false);
+                match directory.member(member.incarnation) {
+                    Some(known)
+                        if known.spki_sha256 == member.spki_sha256 && known.node_id == member.node_id =>
+                    {
+                        return Ok(false);
+                    }
+                    Some(_) => return Err(JoinError::Collision),
+                    None => {}
                 }
-                directory.members.retain(|m| m.incarnation != member.incarnation);
                 if let Some(old) = directory.by_node_id(&member.node_id).map(|old| old.incarnation) {
                     self.shared.check_replaceable(&member.node_id, old)?;
                     directory.remove(old);
@@ -303,10 +351,7 @@ impl Replica {
         self.shared
             .change_directory(|directory| {
                 let Some(member) = directory.by_node_id(node_id).cloned() else { return Ok(false) };
-                let others = directory.members.iter().any(|m| m.voter && m.node_id != node_id);
-                if !others {
-                    return Err(JoinError::LastVoter);
-                }
+                self.check_removable(node_id, member.incarnation)?;
                 found = true;
                 Ok(directory.remove(member.incarnation))
             })

@@ -137,13 +137,15 @@ pub struct ReadBarrier {
     pub cluster_time_ms: u64,
     /// Term of the leader that confirmed; 0 when a leader other than this node did.
     pub(crate) own_term: u64,
+    /// Confirmed by the lease alone; otherwise by a round of acks, which no pause can make untrue.
+    pub(crate) by_lease: bool,
 }
 
 impl ReadBarrier {
     /// A barrier for tests of the layers above, where one process is the whole cluster.
     #[doc(hidden)]
     pub fn for_tests(applied_index: u64, cluster_time_ms: u64) -> Self {
-        Self { applied_index, cluster_time_ms, own_term: 0 }
+        Self { applied_index, cluster_time_ms, own_term: 0, by_lease: false }
     }
 }
 

@@ -36,7 +36,7 @@ use crate::{
     conn::{Method, write_loop},
     directory::DirectoryCache,
     frame::{self, Frame, Kind},
-    hello::{Channel, Hello, Refusal},
+    hello::{Hello, Refusal},
     leadership::Contact,
     machine::{SnapshotData, snapshot_meta},
     open_channel::{self, Ends},
@@ -60,6 +60,8 @@ const CALLS_PER_CONNECTION: usize = 256;
 const APPENDS_PER_STREAM: usize = 64;
 /// Append streams of one connection.
 const STREAMS_PER_CONNECTION: usize = 8;
+/// A snapshot of which no piece came for this long has been given up.
+const PIECES: Duration = Duration::from_secs(60);
 /// A connection of the same incarnation heard within this time is alive.
 const ALIVE: Duration = Duration::from_secs(3);
 
@@ -91,6 +93,8 @@ pub struct Server {
     pub requests: tokio::runtime::Handle,
     /// Live connections by peer.
     pub connections: Connections,
+    /// The snapshot that is coming in; a new one takes the place of one that was given up.
+    pub incoming: tokio::sync::Mutex<Option<Incoming>>,
 }
 
 /// Live connections, so that a removed peer's can be ended and a clone is noticed.
@@ -119,30 +123,48 @@ impl Connections {
         });
     }
 
+    /// Whether another process is connected under this incarnation and was heard of lately.
     fn clone_of(&self, hello: &Hello) -> bool {
-        self.live.lock().values().any(|live| {
-            live.incarnation == hello.incarnation
-                && live.boot_id != hello.boot_id
-                && live.heard.elapsed() < ALIVE
-        })
+        self.live.lock().values().any(|live| live.is_clone_of(hello) && live.heard.elapsed() < ALIVE)
     }
 
-    fn add(&self, hello: &Hello, task: AbortHandle) -> u64 {
+    /// Registers a connection; `None`, and nothing registered, if a clone was faster. What a former process of
+    /// the incarnation left is ended.
+    fn add(&self, hello: &Hello, task: AbortHandle) -> Option<u64> {
+        let mut all = self.live.lock();
+        if all.values().any(|live| live.is_clone_of(hello) && live.heard.elapsed() < ALIVE) {
+            return None;
+        }
+        all.retain(|_, live| {
+            let former = live.is_clone_of(hello);
+            if former {
+                live.task.abort();
+            }
+            !former
+        });
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let live =
             Live { incarnation: hello.incarnation, boot_id: hello.boot_id, heard: Instant::now(), task };
-        self.live.lock().insert(id, live);
-        id
+        all.insert(id, live);
+        Some(id)
     }
 
-    fn heard(&self, boot_id: u64) {
-        for live in self.live.lock().values_mut().filter(|live| live.boot_id == boot_id) {
+    fn heard(&self, hello: &Hello) {
+        let mut all = self.live.lock();
+        let same = |live: &&mut Live| live.incarnation == hello.incarnation && live.boot_id == hello.boot_id;
+        for live in all.values_mut().filter(same) {
             live.heard = Instant::now();
         }
     }
 
     fn remove(&self, id: u64) {
         self.live.lock().remove(&id);
+    }
+}
+
+impl Live {
+    fn is_clone_of(&self, hello: &Hello) -> bool {
+        self.incarnation == hello.incarnation && self.boot_id != hello.boot_id
     }
 }
 
@@ -153,11 +175,13 @@ struct Caller {
     exporter: [u8; 32],
     address: SocketAddr,
     proven: AtomicBool,
-    snapshot: tokio::sync::Mutex<Option<Incoming>>,
 }
 
 /// A snapshot that is coming in.
-struct Incoming {
+pub struct Incoming {
+    /// Whose it is.
+    from: u64,
+    heard: Instant,
     vote: RaftVote,
     manifest: Manifest,
     installer: Box<keystead_storage::Installer>,
@@ -201,6 +225,7 @@ impl Server {
         handshake: OwnedSemaphorePermit,
     ) -> std::io::Result<()> {
         tcp.set_nodelay(true)?;
+        crate::pool::notice_silence(&tcp)?;
         let shake = async {
             let tls = TlsAcceptor::from(self.tls.server_config()).accept(tcp).await?;
             let identity = peer_of(tls.get_ref().1).map_err(std::io::Error::other)?;
@@ -229,21 +254,20 @@ impl Server {
             tokio::time::timeout(HANDSHAKE_TIMEOUT, shake).await.map_err(std::io::Error::other)??;
         drop(handshake);
         self.peers.hello(&hello);
-        let caller = Arc::new(Caller {
-            hello,
-            identity,
-            exporter,
-            address,
-            proven: AtomicBool::new(false),
-            snapshot: tokio::sync::Mutex::default(),
-        });
+        let caller = Arc::new(Caller { hello, identity, exporter, address, proven: AtomicBool::new(false) });
         let (outgoing, queue) = mpsc::channel(128);
         let vault = self.vault.clone();
         let writing = tokio::spawn(write_loop(writer, queue, move || !vault.is_open()));
         let reading = tokio::spawn(self.clone().read_loop(reader, caller.clone(), outgoing));
-        let id = self.connections.add(&caller.hello, reading.abort_handle());
+        let registered = self.connections.add(&caller.hello, reading.abort_handle());
+        // A removal or a faster clone may have come between the hello and here.
+        if registered.is_none() || self.directory.current().is_tombstoned(caller.hello.incarnation) {
+            reading.abort();
+        }
         let result = reading.await;
-        self.connections.remove(id);
+        if let Some(id) = registered {
+            self.connections.remove(id);
+        }
         writing.abort();
         // An aborted reader is a removed peer.
         result.unwrap_or(Ok(()))
@@ -286,10 +310,7 @@ impl Server {
         caller: Arc<Caller>,
         outgoing: mpsc::Sender<Frame>,
     ) -> std::io::Result<()> {
-        let limit = match caller.hello.channel {
-            Channel::Open => frame::OPEN_LIMIT,
-            _ => frame::REPLICATION_LIMIT,
-        };
+        let limit = caller.hello.channel.limit();
         let calls = Arc::new(Semaphore::new(CALLS_PER_CONNECTION));
         let mut streams: HashMap<u64, mpsc::Sender<AppendEntriesRequest<TypeConfig>>> = HashMap::new();
         loop {
@@ -332,7 +353,7 @@ impl Server {
                 }
                 _ => return Err(std::io::Error::other("unexpected frame")),
             }
-            self.connections.heard(caller.hello.boot_id);
+            self.connections.heard(&caller.hello);
         }
     }
 
@@ -380,22 +401,26 @@ impl Server {
     async fn call(&self, caller: &Arc<Caller>, mut payload: Bytes) -> Result<Bytes, String> {
         let method = payload.first().copied().and_then(Method::from_u8).ok_or("unknown method")?;
         let body = payload.split_off(1);
-        let open = caller.hello.channel == Channel::Open;
-        if method.needs_open() && !(open && caller.proven.load(Ordering::Acquire)) {
+        let open = caller.hello.channel.is_open() && caller.proven.load(Ordering::Acquire);
+        if method.needs_open() && !open {
             metrics::counter!("keystead_cluster_unproven_calls_refused").increment(1);
             return Err("this channel is not open: the root key was not proved".into());
         }
+        if method.needs_open() && !self.vault.is_open() {
+            return Err("this node is sealed".into());
+        }
         match method {
-            Method::Ping => Ok(match self.raft.is_leader() && self.vault.is_open() {
-                true => Bytes::copy_from_slice(&self.clock.now_ms().to_be_bytes()),
-                false => Bytes::new(),
-            }),
+            Method::Ping => Ok(Bytes::new()),
+            Method::Time if self.raft.is_leader() => {
+                Ok(Bytes::copy_from_slice(&self.clock.now_ms().to_be_bytes()))
+            }
+            Method::Time => Err("this node does not lead".into()),
             Method::Vote => self.vote(body, false).await,
             Method::PreVote => self.vote(body, true).await,
             Method::TransferLeader => self.transfer(body).await,
             Method::Heartbeat => self.heartbeat(caller, body).await,
             Method::SnapshotBegin => self.snapshot_begin(caller, body).await,
-            Method::SnapshotPiece => snapshot_piece(caller, body).await,
+            Method::SnapshotPiece => self.snapshot_piece(caller, body).await,
             Method::SnapshotEnd => self.snapshot_end(caller).await,
             Method::OpenProof => self.open_proof(caller, &body),
             Method::Forward => self.forward(caller, body).await,
@@ -453,18 +478,46 @@ impl Server {
     async fn snapshot_begin(&self, caller: &Caller, body: Bytes) -> Result<Bytes, String> {
         let (vote, manifest) = wire::decode_snapshot_begin(body).map_err(|e| e.to_string())?;
         let manifest = Manifest::from_bytes(&manifest).map_err(|e| e.to_string())?;
+        let mut incoming = self.incoming.lock().await;
+        let from = caller.hello.incarnation;
+        let busy = incoming.as_ref().is_some_and(|i| i.from != from && i.heard.elapsed() < PIECES);
+        // Only a leader sends snapshots; a higher vote is a newer leader's.
+        if busy && incoming.as_ref().is_some_and(|i| vote <= i.vote) {
+            return Err("another snapshot is coming in".into());
+        }
+        *incoming = None;
         let installer = self.state.begin_install(manifest.clone()).map_err(|e| e.to_string())?;
         tracing::info!(from = caller.hello.node_id, bytes = manifest.bytes, "receiving a snapshot");
-        *caller.snapshot.lock().await = Some(Incoming { vote, manifest, installer: Box::new(installer) });
+        *incoming =
+            Some(Incoming { from, heard: Instant::now(), vote, manifest, installer: Box::new(installer) });
+        Ok(Bytes::new())
+    }
+
+    async fn snapshot_piece(&self, caller: &Caller, body: Bytes) -> Result<Bytes, String> {
+        let mut incoming = self.incoming.lock().await;
+        let mut current = take_from(&mut incoming, caller)?;
+        let Some((n, chunk)) = body.split_first_chunk::<8>() else { return Err("short piece".into()) };
+        let (n, chunk) = (u64::from_be_bytes(*n), body.slice_ref(chunk));
+        let taken = tokio::task::spawn_blocking(move || {
+            let result = current.installer.chunk(n, &chunk);
+            (current, result)
+        });
+        let (mut current, result) = taken.await.map_err(|_| "internal error".to_string())?;
+        result.map_err(|e| e.to_string())?;
+        current.heard = Instant::now();
+        *incoming = Some(current);
         Ok(Bytes::new())
     }
 
     /// Installs what has come in, after everything that the library would panic on has been ruled out.
     async fn snapshot_end(&self, caller: &Caller) -> Result<Bytes, String> {
-        let incoming = caller.snapshot.lock().await.take().ok_or("no snapshot was begun")?;
-        if incoming.installer.next_chunk() != incoming.manifest.chunks {
-            return Err("the snapshot is not complete".into());
-        }
+        let mut incoming = take_from(&mut *self.incoming.lock().await, caller)?;
+        let checked = tokio::task::spawn_blocking(move || {
+            let result = incoming.installer.check();
+            (incoming, result)
+        });
+        let (incoming, result) = checked.await.map_err(|_| "internal error".to_string())?;
+        result.map_err(|e| e.to_string())?;
         let meta = snapshot_meta(&incoming.manifest.meta).map_err(|e| e.to_string())?;
         let (committed, term) = {
             let metrics = self.raft.metrics();
@@ -484,7 +537,7 @@ impl Server {
     }
 
     fn open_proof(&self, caller: &Caller, body: &[u8]) -> Result<Bytes, String> {
-        if caller.hello.channel != Channel::Open {
+        if !caller.hello.channel.is_open() {
             return Err("this is a replication channel".into());
         }
         let ends = Ends { client: caller.identity.spki_sha256, server: self.myself.spki_sha256 };
@@ -497,6 +550,7 @@ impl Server {
             return Err("the proof is wrong".into());
         }
         caller.proven.store(true, Ordering::Release);
+        self.peers.proven(&caller.hello);
         Ok(Bytes::copy_from_slice(&own))
     }
 
@@ -511,24 +565,19 @@ impl Server {
         let vault = self.vault.clone();
         // A panic in a request must not take the connection along, and requests run beside, not on, the
         // threads of consensus.
-        self.requests
-            .spawn(async move { vault.serve(peer, body).await })
-            .await
-            .map_err(|_| "internal error".to_string())
+        let served = self.requests.spawn(async move { vault.serve(peer, body).await }).await;
+        // A request that broke may have been executed before; an empty answer says that nobody knows.
+        Ok(served.unwrap_or_default())
     }
 }
 
-async fn snapshot_piece(caller: &Caller, body: Bytes) -> Result<Bytes, String> {
-    let mut incoming = caller.snapshot.lock().await;
-    let Some(mut current) = incoming.take() else { return Err("no snapshot was begun".into()) };
-    let Some((n, chunk)) = body.split_first_chunk::<8>() else { return Err("short piece".into()) };
-    let (n, chunk) = (u64::from_be_bytes(*n), body.slice_ref(chunk));
-    let taken = tokio::task::spawn_blocking(move || {
-        let result = current.installer.chunk(n, &chunk);
-        (current, result)
-    });
-    let (current, result) = taken.await.map_err(|_| "internal error".to_string())?;
-    result.map_err(|e| e.to_string())?;
-    *incoming = Some(current);
-    Ok(Bytes::new())
+/// The snapshot that this caller has begun.
+fn take_from(incoming: &mut Option<Incoming>, caller: &Caller) -> Result<Incoming, String> {
+    match incoming.take() {
+        Some(current) if current.from == caller.hello.incarnation => Ok(current),
+        other => {
+            *incoming = other;
+            Err("no snapshot was begun".into())
+        }
+    }
 }

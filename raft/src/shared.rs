@@ -1,7 +1,10 @@
 //! What the tasks of a node's replication share, and how it is put together.
 
 use std::{
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,7 +23,7 @@ use crate::{
     identity::{ClusterParams, fresh_incarnation},
     leadership::{Contact, Watcher},
     log_store::LogStore,
-    machine::{Latch, Machine, Place},
+    machine::{Latch, Machine, MachineParts, Place},
     membership::Reconciler,
     network::Factory,
     peers::Peers,
@@ -30,6 +33,7 @@ use crate::{
     replica::{JoinError, ReplicaConfig, StartError},
     replicated::{LeaderInfo, Leadership, ProposeError, ProposeOutcome},
     server::{Connections, Server},
+    spool::Spools,
     types::Raft,
     vault_side::VaultSide,
 };
@@ -54,6 +58,12 @@ pub struct Shared {
     pub(crate) myself: Myself,
     pub(crate) lease: Duration,
     pub(crate) server: Arc<Server>,
+    /// Snapshots on their way out.
+    pub(crate) spools: Arc<Spools>,
+    /// The cluster's parameters.
+    pub(crate) params: ClusterParams,
+    /// When this process began to replicate.
+    pub(crate) started: std::time::Instant,
     /// One change of the directory at a time on this node.
     pub(crate) directory_changes: tokio::sync::Mutex<()>,
 }
@@ -79,6 +89,7 @@ struct Parts {
     pool: Arc<Pool>,
     clock: Arc<ClusterClock>,
     latch: Arc<Latch>,
+    spools: Arc<Spools>,
     place: Place,
     lease: Duration,
     tombstoned: watch::Receiver<u64>,
@@ -129,7 +140,22 @@ impl Parts {
         }));
         let place = Place { cluster_id: identity.cluster_id, epoch: identity.epoch };
         let lease = Duration::from_millis(identity.params.election_max_ms);
-        Ok(Self { log, state, myself, tls, directory, peers, pool, clock, latch, place, lease, tombstoned })
+        let spools = Arc::new(Spools::new(config.dir.snapshots()));
+        Ok(Self {
+            log,
+            state,
+            myself,
+            tls,
+            directory,
+            peers,
+            pool,
+            clock,
+            latch,
+            spools,
+            place,
+            lease,
+            tombstoned,
+        })
     }
 
     async fn start_raft(
@@ -137,19 +163,26 @@ impl Parts {
         config: &ReplicaConfig,
         applied: watch::Sender<u64>,
     ) -> Result<Raft, StartError> {
-        let machine = Machine::start(
-            self.state.clone(),
-            &config.dir,
-            self.place,
-            config.vault.clone(),
-            self.latch.clone(),
+        let running = Arc::new(AtomicBool::new(false));
+        let machine = Machine::start(MachineParts {
+            state: self.state.clone(),
+            log: self.log.clone(),
+            place: self.place,
+            vault: config.vault.clone(),
+            directory: self.directory.clone(),
+            latch: self.latch.clone(),
+            spools: self.spools.clone(),
             applied,
-        )?;
+            running: running.clone(),
+        })?;
         let factory = Factory { pool: self.pool.clone(), append_timeout: self.lease * 2 };
         let settings = Arc::new(raft_config(&config.identity.params)?);
-        Raft::new(self.myself.incarnation, settings, factory, LogStore::new(self.log.clone()), machine)
+        let log = LogStore::new(self.log.clone());
+        let raft = Raft::new(self.myself.incarnation, settings, factory, log, machine)
             .await
-            .map_err(|e| StartError::Raft(e.to_string()))
+            .map_err(|e| StartError::Raft(e.to_string()))?;
+        running.store(true, Ordering::Release);
+        Ok(raft)
     }
 
     fn server(
@@ -175,6 +208,7 @@ impl Parts {
             quiet: quiet.clone(),
             requests,
             connections: Connections::default(),
+            incoming: tokio::sync::Mutex::default(),
         })
     }
 
@@ -270,14 +304,27 @@ impl Shared {
             myself: parts.myself,
             lease: parts.lease,
             server,
+            spools: parts.spools,
+            params: config.identity.params,
+            started: std::time::Instant::now(),
             directory_changes: tokio::sync::Mutex::default(),
         });
         tokio::spawn(shared.clone().pings());
         tokio::spawn(shared.clone().addresses());
+        tokio::spawn(shared.clone().time());
         tokio::spawn(shared.clone().checkpoints());
         tokio::spawn(shared.clone().purges());
         tokio::spawn(shared.clone().close_removed(parts.tombstoned));
         Ok(shared)
+    }
+
+    /// Whether any other voter is unsealed and was heard of lately, so that waiting for it to catch up may help.
+    pub fn may_find_heir(&self) -> bool {
+        self.raft.voter_ids().any(|id| {
+            id != self.myself.incarnation
+                && self.peers.heard_within(id, self.lease * 2)
+                && self.peers.status(id).is_some_and(|peer| !peer.sealed)
+        })
     }
 
     /// Whether the place of a member may go to a new incarnation.
@@ -290,6 +337,10 @@ impl Shared {
             }
             _ if old == self.myself.incarnation => {
                 Err(JoinError::InUse { node_id: node_id.into(), silent_s: 0 })
+            }
+            // A node that has just started has heard of nobody yet.
+            None if self.started.elapsed() < REPLACEABLE => {
+                Err(JoinError::InUse { node_id: node_id.into(), silent_s: self.started.elapsed().as_secs() })
             }
             _ => Ok(()),
         }

@@ -39,14 +39,23 @@ impl Spool {
         }
     }
 
-    fn failed(&self) -> bool {
-        matches!(&*self.file.borrow(), Some(Err(_)))
+    fn is_spent(&self, floor: u64) -> bool {
+        match &*self.file.borrow() {
+            // The one cut there can be is in use until it is written.
+            None => false,
+            Some(Err(_)) => true,
+            Some(Ok(_)) => {
+                let index = self.meta.log_id.as_ref().map_or(0, |id| id.index);
+                self.made.elapsed() > FRESH || index < floor
+            }
+        }
     }
 }
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path)
+        if !self.path.as_os_str().is_empty()
+            && let Err(error) = std::fs::remove_file(&self.path)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             tracing::warn!(%error, path = %self.path.display(), "cannot remove a spooled snapshot");
@@ -67,13 +76,28 @@ impl Spools {
         Self { dir, latest: Mutex::default() }
     }
 
-    /// The current spool, while it is fresh.
-    pub fn latest(&self) -> Option<Arc<Spool>> {
+    /// The current spool: one that is being written, or one that is fresh and ends above `floor`, the last
+    /// index that the log no longer has.
+    pub fn latest(&self, floor: u64) -> Option<Arc<Spool>> {
         let mut latest = self.latest.lock();
-        if latest.as_ref().is_some_and(|spool| spool.failed() || spool.made.elapsed() > FRESH) {
+        if latest.as_ref().is_some_and(|spool| spool.is_spent(floor)) {
             *latest = None;
         }
         latest.clone()
+    }
+
+    /// Lets a spool go that nobody needs any more.
+    pub fn tidy(&self) {
+        let mut latest = self.latest.lock();
+        if latest.as_ref().is_some_and(|spool| spool.is_spent(0)) {
+            *latest = None;
+        }
+    }
+
+    /// A spool of a cut that could not be taken: whoever wants to send it learns why, and tries again later.
+    pub fn failed(&self, meta: SnapshotMeta, error: StorageError) -> Arc<Spool> {
+        let (_, file) = watch::channel(Some(Err(error)));
+        Arc::new(Spool { meta, path: PathBuf::new(), made: Instant::now(), file })
     }
 
     /// Starts spooling a cut on a thread of its own.

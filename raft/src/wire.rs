@@ -79,11 +79,12 @@ pub fn decode_append(bytes: Bytes) -> Result<AppendEntriesRequest<TypeConfig>, D
     let vote = read_vote(&mut reader)?;
     let prev_log_id = read_log_id(&mut reader)?;
     let leader_commit = read_log_id(&mut reader)?;
-    let first = prev_log_id.map_or(0, |id| id.index + 1);
+    let first = prev_log_id.map_or(Some(0), |id| id.index.checked_add(1));
+    let first = first.ok_or(DecodeError::Invalid("log id"))?;
     let mut entries = Vec::new();
     for n in 0..reader.u32()? {
         let (term, index) = (reader.u64()?, reader.u64()?);
-        if index != first + u64::from(n) {
+        if Some(index) != first.checked_add(u64::from(n)) {
             return Err(DecodeError::Invalid("order of entries"));
         }
         let id = from_storage(&keystead_storage::LogId { term, node: 0, index });

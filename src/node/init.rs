@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use keystead_raft::{
-    Directory, DirectoryMember, Identity, ProposeOutcome, Replicated as _, fresh_incarnation,
+    Directory, DirectoryMember, Identity, ProposeOutcome, Replicated as _, VaultSide, fresh_incarnation,
     hello::FEATURE_LEVEL,
 };
 use keystead_storage::{Check, RequestId, Txn, Write, datadir::write_file_durably};
@@ -49,6 +49,12 @@ pub fn undo_interrupted(data_dir: &Path) -> Result<(), StartError> {
         std::fs::remove_file(identity).map_err(io("undoing an interrupted initialisation"))?;
     }
     std::fs::remove_file(marker).map_err(io("undoing an interrupted initialisation"))
+}
+
+/// Removes the marker durably.
+fn unmark(data_dir: &Path) -> std::io::Result<()> {
+    std::fs::remove_file(data_dir.join(MARKER))?;
+    std::fs::File::open(data_dir)?.sync_all()
 }
 
 fn invalid_config(text: impl std::fmt::Display) -> ApiError {
@@ -101,6 +107,9 @@ impl Node {
     pub(super) async fn initialise(&self, request: InitRequest) -> Result<InitResponse, ApiError> {
         let _one = self.lifecycle.lock().await;
         let params = params(&request)?;
+        if let Some(reason) = self.latch_reason() {
+            return Err(ApiError::Internal(format!("this node has stopped serving: {reason}")));
+        }
         if self.replica().is_some() || !self.seal_configs()?.is_empty() {
             return Err(ApiError::invalid("Vault is already initialized"));
         }
@@ -113,14 +122,15 @@ impl Node {
         let founding = self.found().map_err(|e| ApiError::internal("founding a cluster", &e))?;
         let dir = self.data_dir();
         let failed = |e: &dyn std::fmt::Display| {
-            ApiError::Internal(format!("initialisation failed: {e}; nothing was kept"))
+            ApiError::Internal(format!("initialisation failed: {e}; start this node again, which undoes it"))
         };
         write_file_durably(&dir.join(MARKER), b"", 0o600).map_err(|e| failed(&e))?;
         let result = self.establish(&params, output, founding).await;
         self.provisional.write().take();
         match result {
             Ok(response) => {
-                std::fs::remove_file(dir.join(MARKER)).map_err(|e| failed(&e))?;
+                // Before anybody sees a share the marker must be gone for good, a power cut included.
+                unmark(&dir).map_err(|e| failed(&e))?;
                 tracing::info!(shares = params.shares, threshold = params.threshold, "vault initialised");
                 Ok(response)
             }
@@ -129,6 +139,8 @@ impl Node {
                 if let Some(replica) = replica {
                     replica.shutdown().await;
                 }
+                // The marker stays: the next start undoes what is there. Until then nothing is built on it.
+                VaultSide::latched(self, "an initialisation failed; start this node again, which undoes it");
                 Err(failed(&error))
             }
         }

@@ -61,13 +61,15 @@ pub struct Joining {
     offers: Vec<SealConfig>,
     /// Join without a vote.
     non_voter: bool,
+    /// Why the latest attempt came to nothing.
+    last_error: Option<String>,
 }
 
 impl Joining {
     /// A fresh incarnation with a fresh key.
     pub fn new(non_voter: bool) -> Result<Self, keystead_tls::Error> {
         let key = Arc::new(NodeKey::generate()?);
-        Ok(Self { incarnation: fresh_incarnation(), key, offers: Vec::new(), non_voter })
+        Ok(Self { incarnation: fresh_incarnation(), key, offers: Vec::new(), non_voter, last_error: None })
     }
 
     /// The seal configurations that members offered.
@@ -113,7 +115,7 @@ impl Challenges {
 
 /// Why a node did not join.
 pub enum JoinFailure {
-    /// A leader answered and refused, or its answer was false; trying again does not help.
+    /// This node cannot use what it was given; trying again does not help.
     Refused(String),
     /// This node is stopping.
     Stopped,
@@ -279,7 +281,7 @@ impl Node {
                 match self.attempt(target, config, &keys).await {
                     Ok(()) => return Ok(()),
                     Err(Attempt::Refused(text)) => return Err(JoinFailure::Refused(text)),
-                    Err(Attempt::Later(error)) => tracing::info!(error, "not joined yet"),
+                    Err(Attempt::Later(error)) => self.note_join_error(error),
                 }
             }
             tokio::select! {
@@ -289,9 +291,21 @@ impl Node {
         }
     }
 
-    async fn attempt(
-        &self,
-        target: &JoinTarget,
+    /// Keeps the reason for the operator, and logs it when it is a new one.
+    fn note_join_error(&self, error: String) {
+        let mut joining = self.joining.lock();
+        if joining.last_error.as_ref() != Some(&error) {
+            tracing::warn!(error, "not joined yet; this node goes on trying");
+            joining.last_error = Some(error);
+        }
+    }
+
+    /// Why this node has not joined so far.
+    pub(super) fn last_join_error(&self) -> Option<String> {
+        self.joining.lock().last_error.clone()
+    }
+
+    async fn attempt(&self, target: &JoinTarget,
         config: &SealConfig,
         keys: &OpenKeys,
     ) -> Result<(), Attempt> {
@@ -472,7 +486,8 @@ async fn put(target: &JoinTarget, path: &str, body: &Value) -> Result<Map<String
     let body = Bytes::from(body.to_string());
     let response = target.client.request("PUT", path, Some(body), &[]).await.map_err(|e| later(&e))?;
     let Response { status, body, .. } = response;
-    let parsed: Value = serde_json::from_slice(&body).map_err(|e| later(&e))?;
+    let unreadable = |_| later(&"the answer is not JSON; is this the API of a Keystead node?");
+    let parsed: Value = serde_json::from_slice(&body).map_err(unreadable)?;
     if status.is_success() {
         return match parsed.get("data") {
             Some(Value::Object(data)) => Ok(data.clone()),
@@ -482,8 +497,8 @@ async fn put(target: &JoinTarget, path: &str, body: &Value) -> Result<Map<String
     let errors = parsed.get("errors").and_then(Value::as_array).cloned().unwrap_or_default();
     let errors: Vec<&str> = errors.iter().filter_map(Value::as_str).collect();
     let text = format!("{}: {}", target.address, errors.join("; "));
-    // 400 is the leader's last word; everything else may be a leader that is sealed, gone or not yet there.
-    Err(if status.as_u16() == 400 { Attempt::Refused(text) } else { Attempt::Later(text) })
+    // Another address may do better, and what a leader refuses today it may take when the reason has gone.
+    Err(Attempt::Later(text))
 }
 
 // The leader's side.
@@ -562,7 +577,7 @@ impl Node {
         let directory = replica.admit(member).await.map_err(join_error)?;
         tracing::info!(node_id, "a node joins");
         let directory = directory.seal(|signed| Ok::<_, ApiError>(keys.directory_mac(signed)))?;
-        let params = encode_params(&self.settings.params);
+        let params = encode_params(&replica.params());
         let ca_certificate = ca.cert_der();
         let reply = Reply {
             challenge: &challenge,
@@ -598,7 +613,11 @@ impl Node {
 pub fn join_error(error: JoinError) -> ApiError {
     match error {
         JoinError::NotLeader => ApiError::NoLeader,
-        JoinError::InUse { .. } | JoinError::Removed | JoinError::LastVoter => {
+        JoinError::InUse { .. }
+        | JoinError::Collision
+        | JoinError::Removed
+        | JoinError::LastVoter
+        | JoinError::Unsafe { .. } => {
             ApiError::invalid(error.to_string())
         }
         JoinError::Propose(_) => ApiError::Busy(error.to_string()),

@@ -9,6 +9,7 @@ mod keys;
 mod ops;
 mod records;
 mod shares;
+mod strangers;
 mod unseal;
 mod vault_side;
 
@@ -103,7 +104,8 @@ pub struct Node {
     challenges: join::Challenges,
     /// Init, unseal, seal and join, one at a time.
     lifecycle: tokio::sync::Mutex<()>,
-    opened: watch::Sender<bool>,
+    /// The opening that is under way.
+    opening: Mutex<Option<tokio::task::AbortHandle>>,
     latched: watch::Sender<Option<String>>,
     stopping: watch::Sender<bool>,
     me: Weak<Self>,
@@ -129,7 +131,7 @@ impl Node {
             joining: Mutex::new(joining),
             challenges: join::Challenges::default(),
             lifecycle: tokio::sync::Mutex::default(),
-            opened: watch::channel(false).0,
+            opening: Mutex::default(),
             latched: watch::channel(None).0,
             stopping: watch::channel(false).0,
             me: me.clone(),
@@ -143,7 +145,9 @@ impl Node {
                         "node_id was changed after this node joined; it keeps its old one until it joins anew"
                     );
                 }
+                let cluster_id = identity.cluster_id;
                 node.start_replica(Arc::new(identity), false, None).await?;
+                node.clone().watch_for_strangers(cluster_id);
             }
             None => node.clone().spawn_challenge_loop(),
         }
@@ -155,6 +159,7 @@ impl Node {
         // A node has one core for its life.
         drop(self.core.set(Arc::downgrade(core)));
         tokio::spawn(sweep(Arc::downgrade(core), self.stopping.subscribe()));
+        tokio::spawn(scrub(self.me.clone(), self.stopping.subscribe()));
     }
 
     /// Why this node has stopped serving, if it has: damage, divergence, a failed disk.
@@ -236,7 +241,7 @@ impl Node {
     fn drop_keys(&self) {
         self.keys.write().take();
         self.provisional.write().take();
-        self.opened.send_replace(false);
+        
         self.progress.lock().reset();
         if let Some(core) = self.core() {
             core.forget();
@@ -245,6 +250,23 @@ impl Node {
 
     fn data_dir(&self) -> PathBuf {
         self.settings.dir.path().to_path_buf()
+    }
+}
+
+/// Compares the state with its digest, now and then.
+async fn scrub(node: Weak<Node>, mut stopping: watch::Receiver<bool>) {
+    const INTERVAL: Duration = Duration::from_secs(3600);
+    loop {
+        tokio::select! {
+            changed = stopping.changed() => if changed.is_err() || *stopping.borrow() { return },
+            () = tokio::time::sleep(INTERVAL) => {}
+        }
+        let Some(node) = node.upgrade() else { return };
+        if let Some(replica) = node.replica()
+            && let Err(error) = node.scrub(&replica).await
+        {
+            tracing::error!(%error, "the state does not have its digest");
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use keystead_raft::Replicated as _;
+use keystead_raft::{Replica, Replicated as _, VaultSide};
+use keystead_storage::StorageError;
 
 use super::{ClusterName, Node, OpenKeys, join::JoinFailure, records, shares};
 use crate::{
@@ -31,6 +32,9 @@ impl Node {
                 return Err(ApiError::invalid("vault is unsealed"));
             }
             self.progress.lock().reset();
+            if let Some(opening) = self.opening.lock().take() {
+                opening.abort();
+            }
             return Ok(self.seal_status());
         }
         let key = request.key.ok_or_else(|| {
@@ -64,11 +68,20 @@ impl Node {
     /// Opens the node with the root key, in a task that outlives the request, and waits for it a while.
     async fn open_and_wait(&self, config: SealConfig, root: RootKey) -> Result<(), ApiError> {
         let opening = tokio::spawn(self.arc().open(config, root));
+        // A new series of shares takes the place of an opening that still waits.
+        if let Some(former) = self.opening.lock().replace(opening.abort_handle()) {
+            former.abort();
+        }
         match tokio::time::timeout(ANSWER_WAIT, opening).await {
             Ok(Ok(result)) => result,
             Ok(Err(panicked)) => Err(ApiError::internal("opening the node", &panicked)),
             // It goes on: a joining node may wait for a leader. The status says sealed until then.
-            Err(_) => Ok(()),
+            Err(_) => match self.last_join_error().filter(|_| self.replica().is_none()) {
+                None => Ok(()),
+                Some(error) => Err(ApiError::Internal(format!(
+                    "failed to join raft cluster: {error}; this node goes on trying"
+                ))),
+            },
         }
     }
 
@@ -105,27 +118,59 @@ impl Node {
             id: shares::uuid_text(&replica.directory().cluster_id),
             name: records::cluster_name(&*replica.state()),
         };
-        *self.keys.write() = Some(Arc::new(OpenKeys::new(&config, root, keyring, &cluster)));
-        self.provisional.write().take();
+        let keys = Arc::new(OpenKeys::new(&config, root, keyring, &cluster));
+        self.publish(&replica, keys).await?;
         // An entry that changed the keyring may have been applied between the read and the write above.
         if !matches!(records::keyring(&*replica.state()), Ok(Some((now, _))) if now == version) {
-            keystead_raft::VaultSide::applied(&*self, &[records::keyring_key()]);
+            VaultSide::applied(&*self, &[records::keyring_key()]);
         }
         if let Some(core) = self.core() {
             core.forget();
         }
-        replica.verify_directory();
-        self.opened.send_replace(true);
         metrics::gauge!("vault_core_unsealed").set(1.0);
         tracing::info!("vault is unsealed");
         Ok(())
     }
 
+    /// Lets requests see the keys, after everything that only they can judge has been judged: the directory, and
+    /// that the state on this disk is the one whose digest was kept.
+    async fn publish(&self, replica: &Replica, keys: Arc<OpenKeys>) -> Result<(), ApiError> {
+        *self.provisional.write() = Some(keys.clone());
+        replica.verify_directory();
+        self.scrub(replica).await?;
+        let mut current = self.keys.write();
+        self.provisional.write().take();
+        if let Some(reason) = self.latch_reason() {
+            return Err(ApiError::Internal(format!("this node has stopped serving: {reason}")));
+        }
+        *current = Some(keys);
+        Ok(())
+    }
+
+    /// Reads the whole state and compares it with its digest; latches if it differs.
+    pub(super) async fn scrub(&self, replica: &Replica) -> Result<(), ApiError> {
+        let state = replica.state();
+        let checked = tokio::task::spawn_blocking(move || state.cut()?.verify().map(drop)).await;
+        match checked.map_err(|e| ApiError::internal("checking the state", &e))? {
+            Ok(()) => Ok(()),
+            // A snapshot is being made of it, which checks the same.
+            Err(StorageError::Busy { .. }) => Ok(()),
+            Err(error) => {
+                VaultSide::latched(self, &error.to_string());
+                Err(ApiError::Internal(format!("this node has stopped serving: {error}")))
+            }
+        }
+    }
+
     /// Seals this node: leadership goes first, then the keys.
     pub(super) async fn seal_now(&self) -> Result<(), ApiError> {
         let _one = self.lifecycle.lock().await;
+        if let Some(opening) = self.opening.lock().take() {
+            opening.abort();
+        }
         let open = self.keys.read().is_some();
         if !open {
+            self.provisional.write().take();
             self.progress.lock().reset();
             return Ok(());
         }

@@ -25,7 +25,13 @@ impl Node {
             Err(error) => Err(error.to_string()),
         };
         match reloaded {
-            Ok(keys) => *self.keys.write() = Some(Arc::new(keys)),
+            Ok(reloaded) => {
+                let mut current = self.keys.write();
+                // Sealing that came in between stays.
+                if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &keys)) {
+                    *current = Some(Arc::new(reloaded));
+                }
+            }
             Err(error) => {
                 VaultSide::latched(self, &format!("the keyring cannot be opened after a change: {error}"))
             }

@@ -104,6 +104,16 @@ impl Installer {
         Ok(())
     }
 
+    /// Says whether [`finish`](Self::finish) will find everything in order, before anybody relies on it.
+    ///
+    /// # Errors
+    /// [`StorageError::Damaged`] if chunks are missing or do not give the digest of the manifest: nothing was
+    /// changed.
+    pub fn check(&mut self) -> Result<(), StorageError> {
+        self.stage()?;
+        self.verify(&applied_of(&self.manifest.meta))
+    }
+
     /// Verifies what was staged, makes it durable and makes it the state. A snapshot that is not newer
     /// than the state changes nothing.
     ///
@@ -111,9 +121,8 @@ impl Installer {
     /// [`StorageError::Damaged`] if chunks are missing or do not give the digest of the manifest: nothing
     /// was changed. Any other error latches the state.
     pub fn finish(mut self) -> Result<(), StorageError> {
-        self.stage()?;
+        self.check()?;
         let applied = applied_of(&self.manifest.meta);
-        self.verify(&applied)?;
         let shared = Arc::clone(&self.shared);
         let mut applier = shared.applier.lock();
         shared.latched()?;
