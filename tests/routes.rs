@@ -105,14 +105,6 @@ async fn leader_and_standby_answer_every_route_alike() {
                 answer.status,
                 answer.text()
             );
-            assert!(
-                !answer.errors().contains("unsupported operation")
-                    || visit.method == "LIST"
-                    || visit.method == "PATCH",
-                "{}: {}",
-                visit.name(),
-                answer.text()
-            );
             statuses.push(answer.status);
         }
         if visit.route.handler == Handler::Health {
