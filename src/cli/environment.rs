@@ -27,6 +27,11 @@ impl Environment {
         value.and_then(|value| value.to_str())
     }
 
+    /// A variable by its whole name.
+    pub fn variable(&self, name: &str) -> Option<&str> {
+        self.variables.get(OsStr::new(name)).and_then(|value| value.to_str())
+    }
+
     /// Like [`Environment::setting`], an empty text counting as not set.
     pub fn non_empty(&self, name: &str) -> Option<&str> {
         self.setting(name).filter(|value| !value.is_empty())

@@ -120,6 +120,8 @@ pub struct Command {
     pub prints_formats: bool,
     /// Whether its arguments are data, among which a leading dash is nothing unusual.
     pub takes_data: bool,
+    /// The exit code for flags that it does not have; 1 but for a few.
+    pub usage_code: i32,
     /// Does it; `None` for a mere parent of other commands.
     pub run: Option<fn(&mut Invocation<'_, '_>) -> Outcome>,
 }
@@ -135,6 +137,7 @@ impl Command {
         calls_api: true,
         prints_formats: false,
         takes_data: false,
+        usage_code: 1,
         run: None,
     };
 
@@ -281,7 +284,7 @@ pub fn run(args: &[String], environment: &Environment, ui: &mut Ui<'_>) -> i32 {
     };
     match invocation(command, program, line.arguments, environment, ui) {
         Ok(mut invocation) => function(&mut invocation).unwrap_or_else(|code| code),
-        Err(code) => code,
+        Err(()) => command.usage_code,
     }
 }
 
@@ -325,30 +328,28 @@ fn sort_out(args: &[String]) -> CommandLine {
     line
 }
 
+/// The invocation that a command line stands for; without one, what is wrong with it is printed.
 fn invocation<'a, 'u>(
     command: &'static Command,
     program: Program,
     arguments: Vec<String>,
     environment: &'a Environment,
     ui: &'a mut Ui<'u>,
-) -> Result<Invocation<'a, 'u>, i32> {
+) -> Result<Invocation<'a, 'u>, ()> {
     let named = found_anywhere(&arguments, "format", true)
         .or_else(|| environment.non_empty("FORMAT").map(str::to_owned));
     let has_format = command.calls_api || command.prints_formats;
     let format = if has_format { named.unwrap_or_default() } else { String::new() };
     let Some(format) = (if format.is_empty() { Some(Format::Table) } else { Format::parse(&format) }) else {
         ui.error(&format!("Invalid output format: {}", format.to_ascii_lowercase()));
-        return Err(1);
+        return Err(());
     };
-    let mut flags = Parsed::parse(&command.all_flags(), &arguments).map_err(|why| {
-        ui.error(&why);
-        1
-    })?;
+    let mut flags = Parsed::parse(&command.all_flags(), &arguments).map_err(|why| ui.error(&why))?;
     let args = std::mem::take(&mut flags.rest);
     warn_of_late_flags(command, &args, ui);
     if format == Format::Raw && !command.has_raw_format() {
         ui.error("This command does not support the -format=raw option.");
-        return Err(1);
+        return Err(());
     }
     let instead = if found_anywhere(&arguments, "output-curl-string", false).is_some() {
         Instead::Curl

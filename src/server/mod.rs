@@ -1,6 +1,7 @@
 //! The server process: configuration to listeners, signals to shutdown.
 
 mod dev;
+pub mod diagnose;
 mod logging;
 mod start;
 mod stop;

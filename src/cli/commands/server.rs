@@ -115,6 +115,7 @@ mod tests {
         let outcome = {
             let mut ui = Ui::new(std::io::empty(), std::io::sink(), &mut err);
             invocation(&COMMANDS[0], Program::Keystead, args, environment, &mut ui)
+                .map_err(|()| 1)
                 .and_then(|mut invocation| parse(&mut invocation))
         };
         outcome.map_err(|code| {

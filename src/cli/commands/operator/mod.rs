@@ -1,5 +1,6 @@
 //! `operator`: what the people who run a cluster do.
 
+mod diagnose;
 mod init;
 mod key_status;
 mod members;
@@ -59,6 +60,19 @@ pub const COMMANDS: &[Command] = &[
         synopsis: "Lists the nodes that serve",
         about: "Lists the active node and those that stand by, and when each was last heard of.",
         run: Some(members::run),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator diagnose",
+        synopsis: "Checks a node before it is started",
+        about: "Checks what a server with this configuration would meet: files, data directory, ports, certificates,\n\
+                disk, clock, limits. Nothing is changed. The exit code is 0 if all is well, 1 after a failure, 2\n\
+                after a warning, 3 if the command line is wrong.",
+        flags: diagnose::FLAGS,
+        calls_api: false,
+        prints_formats: true,
+        usage_code: diagnose::USAGE,
+        run: Some(diagnose::run),
         ..Command::DEFAULT
     },
     Command {
