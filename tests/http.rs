@@ -239,3 +239,65 @@ async fn an_answer_that_was_forwarded_reads_like_any_other() {
     }
     assert_eq!(shapes[0], shapes[1]);
 }
+
+#[tokio::test]
+async fn bodies_that_are_promised_and_never_sent_take_no_memory() {
+    let cluster = one_ready().await;
+    let node = cluster.at(0);
+    let before = resident_kib(node.pid()).unwrap();
+    let head = format!(
+        "POST /v1/secret/data/slow HTTP/1.1\r\nHost: x\r\nX-Vault-Token: {}\r\nContent-Length: 33554432\r\n\r\n{{",
+        cluster.keys().root_token
+    );
+    let slow: Vec<_> = (0..100)
+        .map(|_| {
+            let (address, tls, head) = (node.api(), cluster.tls(), head.clone());
+            tokio::spawn(async move { raw::over_tls(address, tls, head.as_bytes(), PATIENCE).await })
+        })
+        .collect();
+    // While they all dawdle, others are served.
+    for n in 0..20 {
+        node.put("meanwhile", &json!({ "n": n })).await.unwrap();
+    }
+    let grown = resident_kib(node.pid()).unwrap().saturating_sub(before);
+    assert!(grown < 64 << 10, "{grown} KiB for 100 promises of 32 MiB");
+    for dawdler in slow {
+        dawdler.await.unwrap().unwrap();
+    }
+    assert_eq!(node.get("slow").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn http2_is_spoken_with_those_who_ask_for_it() {
+    let cluster = one_ready().await;
+    cluster.at(0).put("two", &json!({ "n": 2 })).await.unwrap();
+    let mut tls = (*cluster.tls()).clone();
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let address = cluster.at(0).api();
+    let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+    let name = rustls::pki_types::ServerName::IpAddress(address.ip().into());
+    let stream = tokio_rustls::TlsConnector::from(std::sync::Arc::new(tls)).connect(name, tcp).await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let (sender, connection) = hyper::client::conn::http2::handshake(
+        hyper_util::rt::TokioExecutor::new(),
+        hyper_util::rt::TokioIo::new(stream),
+    )
+    .await
+    .unwrap();
+    tokio::spawn(connection);
+    // Many at once on one connection.
+    let asked: Vec<_> = (0..50)
+        .map(|_| {
+            let mut sender = sender.clone();
+            let request = http::Request::get(format!("https://{address}/v1/secret/data/two"))
+                .header("X-Vault-Token", &cluster.keys().root_token)
+                .body(http_body_util::Empty::<Bytes>::new())
+                .unwrap();
+            tokio::spawn(async move { sender.send_request(request).await.unwrap() })
+        })
+        .collect();
+    for answer in asked {
+        let answer = answer.await.unwrap();
+        assert_eq!((answer.status(), answer.version()), (http::StatusCode::OK, http::Version::HTTP_2));
+    }
+}

@@ -7,16 +7,26 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use common::one;
 use keystead_chaos::{Cluster, Response};
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
 async fn give(cluster: &Cluster, key: &str) -> Response {
     cluster.at(0).call("PUT", "sys/unseal", Some(&json!({ "key": key }))).await.unwrap()
 }
 
-/// A share's bytes with a change, its checksum made right again where asked: `version generation tag x y checksum`.
+/// A share with a change: `version[1] generation[4] tag[6] x[1] y[32] checksum[4]`.
 fn changed(share: &str, change: impl Fn(&mut [u8])) -> String {
     let mut bytes = STANDARD.decode(share).unwrap();
     change(&mut bytes);
     STANDARD.encode(bytes)
+}
+
+/// A share with a change and the checksum that goes with it: somebody has meant it.
+fn forged(share: &str, change: impl Fn(&mut [u8])) -> String {
+    changed(share, |bytes| {
+        change(bytes);
+        let (covered, checksum) = bytes.split_at_mut(44);
+        checksum.copy_from_slice(&Sha256::digest(covered)[..4]);
+    })
 }
 
 #[tokio::test]
@@ -48,6 +58,12 @@ async fn a_share_that_is_not_one_is_refused_when_it_is_given_and_spoils_nothing(
         (&STANDARD.encode([7; 47]), "33"),
         (&STANDARD.encode([7; 64]), "longer"),
         (&y_changed, "invalid key"),
+        (&forged(&shares[1], |bytes| bytes[20] ^= 1), "not as it was handed out"),
+        (&forged(&shares[1], |bytes| bytes[11] = 0), "invalid key"),
+        (&forged(&shares[1], |bytes| bytes[11] = 77), "not as it was handed out"),
+        (&forged(&shares[1], |bytes| bytes[4] = 0), "stale"),
+        (&forged(&shares[1], |bytes| bytes[4] = 9), "catch up with the leader"),
+        (&forged(&shares[1], |bytes| bytes[0] = 9), "invalid key"),
         (&foreign.keys().shares[0], "another vault"),
         (&bare(0, &second[12..44]), "invalid key"),
         (&bare(9, &second[12..44]), "none of this vault's present shares"),
