@@ -44,7 +44,12 @@ pub fn of_command(program: Program, command: &Command) -> String {
 }
 
 fn listing<'a>(rows: impl Iterator<Item = (&'a str, &'a str)>) -> String {
-    rows.map(|(name, synopsis)| format!("    {name:<12}  {synopsis}")).collect::<Vec<_>>().join("\n")
+    let rows: Vec<_> = rows.collect();
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(12);
+    rows.iter()
+        .map(|(name, synopsis)| format!("    {name:<width$}  {synopsis}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn option(flag: &Flag) -> String {

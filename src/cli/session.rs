@@ -431,14 +431,44 @@ fn escape_query(text: &str) -> String {
 }
 
 fn policy_for(method: &str, path: &str, query: &[(&str, &str)]) -> String {
-    let capabilities = match method {
-        "GET" if query.contains(&("list", "true")) => r#"["list"]"#,
-        "GET" => r#"["read"]"#,
-        "DELETE" => r#"["delete"]"#,
-        "PATCH" => r#"["patch"]"#,
-        _ => r#"["create", "update"]"#,
+    let mut capabilities = match method {
+        "GET" if query.contains(&("list", "true")) => vec!["list"],
+        "GET" => vec!["read"],
+        "DELETE" => vec!["delete"],
+        "PATCH" => vec!["patch"],
+        _ => vec!["create", "update"],
     };
-    format!("path \"{path}\" {{\n  capabilities = {capabilities}\n}}")
+    if needs_sudo(path) {
+        capabilities.push("sudo");
+    }
+    format!("path \"{path}\" {{\n  capabilities = {capabilities:?}\n}}")
+}
+
+/// Whether a path is one of those that the API keeps for whoever has the `sudo` capability on them.
+fn needs_sudo(path: &str) -> bool {
+    const WHOLE: [&str; 9] = [
+        "auth/token/accessors",
+        "sys/audit",
+        "sys/config/cors",
+        "sys/leases",
+        "sys/raw",
+        "sys/remount",
+        "sys/rotate",
+        "sys/seal",
+        "sys/step-down",
+    ];
+    const UNDER: [&str; 9] = [
+        "sys/audit/",
+        "sys/auth/",
+        "sys/config/auditing/",
+        "sys/config/ui/headers/",
+        "sys/leases/lookup/",
+        "sys/leases/revoke-force/",
+        "sys/leases/revoke-prefix/",
+        "sys/plugins/catalog/",
+        "sys/raw/",
+    ];
+    WHOLE.contains(&path.trim_end_matches('/')) || UNDER.iter().any(|front| path.starts_with(front))
 }
 
 #[cfg(test)]
@@ -461,5 +491,7 @@ mod tests {
         );
         assert!(policy_for("GET", "p", &[("list", "true")]).contains("[\"list\"]"));
         assert!(policy_for("PUT", "p", &[]).contains("[\"create\", \"update\"]"));
+        assert!(policy_for("PUT", "sys/remount", &[]).contains("[\"create\", \"update\", \"sudo\"]"));
+        assert!(policy_for("GET", "sys/audits", &[]).contains("[\"read\"]"));
     }
 }

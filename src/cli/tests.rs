@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 
+mod requests;
+
 /// One answer: method and target it is for, status, body.
 type Part = (&'static str, &'static str, u16, &'static str);
 

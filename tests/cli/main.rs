@@ -36,7 +36,8 @@ fn play(name: &str) {
     }
     let differing = expected.lines().zip(actual.lines()).position(|(expected, actual)| expected != actual);
     let at = differing.unwrap_or(expected.lines().count().min(actual.lines().count()));
-    let excerpt = |text: &str| text.lines().skip(at.saturating_sub(6)).take(16).collect::<Vec<_>>().join("\n");
+    let excerpt =
+        |text: &str| text.lines().skip(at.saturating_sub(6)).take(16).collect::<Vec<_>>().join("\n");
     assert!(
         expected == actual,
         "{name}.txt, line {}\n--- expected\n{}\n--- printed\n{}\n",
