@@ -55,7 +55,8 @@ impl Silenced {
         silent.local_modes.remove(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG);
         silent.special_codes[SpecialCodeIndex::VMIN] = 1;
         silent.special_codes[SpecialCodeIndex::VTIME] = 0;
-        termios::tcsetattr(io::stdin(), OptionalActions::Flush, &silent)?;
+        // What was typed ahead is kept: who answers by program may be faster than this call.
+        termios::tcsetattr(io::stdin(), OptionalActions::Now, &silent)?;
         Ok(Silenced { before })
     }
 }

@@ -35,6 +35,8 @@ impl Stage {
             .arg(format!("-dev-listen-address={address}"))
             .env_clear()
             .env("HOME", directory.path())
+            // What a killed server leaves behind goes with the stage.
+            .env("TMPDIR", directory.path())
             .stdin(Stdio::null())
             .stdout(std::fs::File::create(&log).unwrap())
             .stderr(std::fs::File::create(directory.path().join("server.err")).unwrap())

@@ -1,5 +1,6 @@
 //! The listeners' certificates, and those that are trusted when joining.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -34,7 +35,8 @@ pub(super) fn check(config: &ServerConfig) -> Check {
     }
     if let StorageConfig::Raft(raft) = &config.storage {
         let files = raft.retry_join.iter().filter_map(|stanza| stanza.leader_ca_cert_file.as_deref());
-        checks.extend(files.map(trusted));
+        // One CA for all stanzas is the rule.
+        checks.extend(files.collect::<BTreeSet<_>>().into_iter().map(trusted));
     }
     Check::group("Check Certificates", checks)
 }

@@ -84,7 +84,7 @@ pub async fn run(paths: &[PathBuf], env: impl Fn(&str) -> Option<String>) -> Che
     };
     let directory = data_directory(&config);
     // What a running node holds is not free, and is not meant to be.
-    let in_use = directory.is_some_and(|path| storage::is_in_use(path));
+    let in_use = directory.is_some_and(storage::is_in_use);
     let mut children = vec![parsed(&config), files::check(paths, &config)];
     children.push(match directory {
         Some(path) => storage::check(path),
@@ -107,7 +107,8 @@ fn parsed(config: &ServerConfig) -> Check {
     }
     let warning = |warning: &config::ConfigWarning| {
         let name = format!("Check Key {}", warning.key);
-        Check::warn(&name, warning.text.clone(), "remove the key, or know that it has no effect")
+        // The text says what to do.
+        Check::warn(&name, warning.text.clone(), "")
     };
     Check::group(NAME, config.warnings.iter().map(warning).collect())
 }

@@ -71,7 +71,10 @@ pub fn remove_peer(invocation: &mut Invocation<'_, '_>) -> Outcome {
 
 pub fn join(invocation: &mut Invocation<'_, '_>) -> Outcome {
     expect(invocation, &[0, 1], "0 or 1")?;
-    let address = invocation.args.first().map(|address| address.trim().to_owned()).unwrap_or_default();
+    let target = invocation.args.first().map(|target| target.trim().to_owned()).unwrap_or_default();
+    // As with Vault, an argument that names a provider says how to find the leader, not where it is.
+    let (address, auto_join) =
+        if target.contains("provider=") { (String::new(), target) } else { (target, String::new()) };
     let mut pem = |flag: &str| text_or_file(invocation, flag);
     let (ca, cert, key) = (pem("leader-ca-cert")?, pem("leader-client-cert")?, pem("leader-client-key")?);
     let flags = &invocation.flags;
@@ -82,7 +85,7 @@ pub fn join(invocation: &mut Invocation<'_, '_>) -> Outcome {
         "leader_client_key": key,
         "retry": flags.bool("retry"),
         "non_voter": flags.bool("non-voter"),
-        "auto_join": "",
+        "auto_join": auto_join,
         "auto_join_scheme": flags.text("auto-join-scheme").unwrap_or_default(),
         "auto_join_port": flags.int("auto-join-port").unwrap_or(0),
     });
