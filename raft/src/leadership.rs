@@ -112,14 +112,16 @@ impl Watcher {
     async fn stopped(&self) {
         self.leadership.send_replace(Leadership::default());
         let state = self.raft.metrics().borrow_watched().running_state.clone();
-        match state {
-            Err(openraft::errors::Fatal::Stopped) | Ok(()) => {}
-            Err(fatal) => {
-                tracing::error!(%fatal, "consensus has stopped on this node");
-                self.vault.latched(&format!(
-                    "consensus has stopped: {fatal}; mend the cause and start this node again"
-                ));
-            }
+        let why = match state {
+            Err(openraft::errors::Fatal::Stopped) => None,
+            Err(fatal) => Some(fatal.to_string()),
+            // A core that ends in order says so before its metrics end.
+            Ok(()) => Some("its task panicked".to_owned()),
+        };
+        if let Some(why) = why {
+            tracing::error!(why, "consensus has stopped on this node");
+            self.vault
+                .latched(&format!("consensus has stopped: {why}; mend the cause and start this node again"));
         }
         // Whoever watches must see that nobody leads, not that the watch has ended.
         std::future::pending().await
