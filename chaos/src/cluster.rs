@@ -14,6 +14,8 @@ use crate::{Cli, Error, Net, Node, NodeConfig, Pki, Result, ports, wait};
 
 /// How long an election may take where nothing is measured.
 pub const ELECTION: Duration = Duration::from_secs(15);
+/// How much of a node's log is shown, in bytes.
+const LOG_TAIL_BYTES: usize = 3_000;
 /// How long a node may take to join.
 pub const JOIN: Duration = Duration::from_secs(20);
 
@@ -136,11 +138,11 @@ impl Builder {
     /// Those of every step.
     pub async fn ready(self) -> Result<Cluster> {
         let mut cluster = self.start().await?;
-        cluster.init(0).await?;
-        cluster.unseal_all().await?;
-        cluster.voters(cluster.nodes.len(), JOIN).await?;
-        cluster.mount_kv().await?;
-        Ok(cluster)
+        let result = cluster.make_ready().await;
+        if result.is_err() {
+            cluster.show_logs();
+        }
+        result.map(|()| cluster)
     }
 }
 
@@ -232,6 +234,22 @@ impl Cluster {
             listener_lines: Vec::new(),
             lines: Vec::new(),
         })
+    }
+
+    async fn make_ready(&mut self) -> Result<()> {
+        self.init(0).await?;
+        self.unseal_all().await?;
+        self.voters(self.nodes.len(), JOIN).await?;
+        self.mount_kv().await
+    }
+
+    /// What a failed test leaves behind to be read: the end of each node's log, on standard error.
+    pub fn show_logs(&self) {
+        for node in &self.nodes {
+            let log = node.log();
+            let from = log.char_indices().rev().map(|(at, _)| at).find(|at| log.len() - at >= LOG_TAIL_BYTES);
+            eprintln!("--- the end of {}'s log ---\n{}", node.name(), &log[from.unwrap_or(0)..]);
+        }
     }
 
     /// Initialises on one node: 5 shares, 3 of them needed.
@@ -416,12 +434,7 @@ impl Drop for Cluster {
             node.kill();
         }
         if std::thread::panicking() {
-            // What a failed test leaves behind to be read: the nodes' logs.
-            for node in &self.nodes {
-                let log = node.log();
-                let from = log.char_indices().rev().map(|(at, _)| at).find(|at| log.len() - at >= 3_000);
-                eprintln!("--- the end of {}'s log ---\n{}", node.name(), &log[from.unwrap_or(0)..]);
-            }
+            self.show_logs();
         }
     }
 }

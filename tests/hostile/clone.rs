@@ -224,3 +224,31 @@ async fn an_entry_under_a_forged_tag_stops_the_node_that_meets_it_and_no_other()
         assert_eq!(cluster.at(at).get("kept").await.unwrap().unwrap()["n"], 1);
     }
 }
+
+#[tokio::test]
+async fn an_append_that_contradicts_what_is_committed_stops_its_receiver_at_most_and_it_says_so() {
+    let cluster = ready().await;
+    for n in 0..5 {
+        cluster.at(0).put("kept", &json!({ "n": n })).await.unwrap();
+    }
+    let (stolen, copy) = steal(&cluster).await;
+    let command = stolen_commands(copy.clone()).await.pop().unwrap();
+    let attacker = Attacker::with_stolen(&copy, &cluster.at(stolen).config());
+    let leader = cluster.leader_among(&cluster.others(stolen), SOON).await.unwrap();
+    let victim = cluster.others(stolen).into_iter().find(|at| *at != leader).unwrap();
+    let (last, term) = ends(&cluster, &attacker, &[victim]).await;
+    let before_it = Position { term: last.term, index: last.index - 1 };
+    let mut line = attacker.open(cluster.at(victim).config().cluster, Channel::Bulk).await.unwrap();
+    line.append(term + 5, attacker.incarnation(), before_it, &[command]).await;
+    drop(line);
+
+    Box::pin(cluster.bring_back(stolen)).await.unwrap();
+    for at in [leader, stolen] {
+        cluster.serves(at, SOON).await.unwrap();
+        assert_eq!(cluster.at(at).get("kept").await.unwrap().unwrap()["n"], 4);
+    }
+    // A node whose consensus has ended must not look like one that waits for a leader.
+    let serves = cluster.serves(victim, Duration::from_secs(5)).await.is_ok();
+    let log = cluster.at(victim).log();
+    assert!(serves || log.contains("consensus has stopped"), "{}", &log[log.len().saturating_sub(800)..]);
+}
