@@ -4,6 +4,10 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
+/// What stands in front of a setting's name: ours, then those of the programs whose users' shells are set up
+/// already. OpenBao's command line prefers its own to Vault's, too.
+const PREFIXES: [&str; 3] = ["KEYSTEAD_", "BAO_", "VAULT_"];
+
 /// A copy of the process's environment variables; tests make their own.
 #[derive(Clone, Default)]
 pub struct Environment {
@@ -16,15 +20,13 @@ impl Environment {
         Environment { variables: std::env::vars_os().collect() }
     }
 
-    /// A setting by its name without prefix: `KEYSTEAD_<name>` if that is set, even to nothing, else
-    /// `VAULT_<name>`.
+    /// A setting by its name without prefix: that of the first of [`PREFIXES`] with which it is set, even to
+    /// nothing.
     ///
     /// Text that is not UTF-8 counts as not set.
     pub fn setting(&self, name: &str) -> Option<&str> {
-        let ours = format!("KEYSTEAD_{name}");
-        let vaults = format!("VAULT_{name}");
-        let value = self.variables.get(OsStr::new(&ours)).or_else(|| self.variables.get(OsStr::new(&vaults)));
-        value.and_then(|value| value.to_str())
+        let values = PREFIXES.iter().map(|prefix| self.variables.get(OsStr::new(&format!("{prefix}{name}"))));
+        values.flatten().next().and_then(|value| value.to_str())
     }
 
     /// A variable by its whole name.
@@ -39,8 +41,9 @@ impl Environment {
 
     /// The name of the variable that a setting comes from, for messages.
     pub fn name_of(&self, name: &str) -> String {
-        let ours = format!("KEYSTEAD_{name}");
-        if self.variables.contains_key(OsStr::new(&ours)) { ours } else { format!("VAULT_{name}") }
+        let names = PREFIXES.iter().map(|prefix| format!("{prefix}{name}"));
+        let mut set = names.filter(|name| self.variables.contains_key(OsStr::new(name)));
+        set.next().unwrap_or_else(|| format!("VAULT_{name}"))
     }
 
     /// The user's home directory, from `HOME`.
@@ -67,5 +70,7 @@ mod tests {
         let ours = vault.with("KEYSTEAD_ADDR", "");
         assert_eq!((ours.setting("ADDR"), ours.non_empty("ADDR")), (Some(""), None));
         assert_eq!(ours.setting("TOKEN"), None);
+        let bao = Environment::default().with("VAULT_ADDR", "http://v").with("BAO_ADDR", "http://b");
+        assert_eq!((bao.setting("ADDR"), bao.name_of("ADDR").as_str()), (Some("http://b"), "BAO_ADDR"));
     }
 }

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::output::{self, Document, Format};
 use super::time::Timestamp;
-use super::ui::{Ui, wrap};
+use super::ui::Ui;
 
 /// A parsed answer.
 ///
@@ -108,14 +108,7 @@ impl Secret {
 
     /// Prints the warnings to the stream of errors.
     pub fn print_warnings(&self, ui: &mut Ui<'_>) {
-        let warnings = self.warnings.as_deref().unwrap_or_default();
-        if !warnings.is_empty() {
-            ui.warn("WARNING! The following warnings were returned from Vault:\n");
-        }
-        for warning in warnings {
-            ui.warn(&wrap(&format!("* {warning}"), 2));
-            ui.warn("");
-        }
+        ui.server_warnings(self.warnings.as_deref().unwrap_or_default());
     }
 
     /// Prints the answer and its warnings, and gives the exit code.

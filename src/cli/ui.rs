@@ -86,6 +86,17 @@ impl<'a> Ui<'a> {
         self.write_err(&format!("{text}\n"));
     }
 
+    /// Prints warnings that came with an answer, in the block that Vault's command line prints.
+    pub fn server_warnings(&mut self, warnings: &[String]) {
+        if !warnings.is_empty() {
+            self.warn("WARNING! The following warnings were returned from Vault:\n");
+        }
+        for warning in warnings {
+            self.warn(&wrap(&format!("* {warning}"), 2));
+            self.warn("");
+        }
+    }
+
     /// Prints help or another plain text, without colour, on the stream of errors.
     pub fn error_plain(&mut self, text: &str) {
         self.write_err(&format!("{text}\n"));

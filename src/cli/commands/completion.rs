@@ -148,7 +148,7 @@ fn fish(program: &str) -> String {
         r#"# Completion of {program} for fish.
 function __{program}_command
     set -l command ''
-    for word in (commandline -opc)[2..]
+    for word in (commandline -opc)[2..-1]
         set -l longer (string trim "$command $word")
         contains -- "$longer" {names}; or break
         set command "$longer"

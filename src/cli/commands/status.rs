@@ -74,11 +74,18 @@ impl SealStatus {
     /// Prints it in the invocation's format and gives the exit code of printing.
     pub fn print(self, invocation: &mut Invocation<'_, '_>) -> i32 {
         let (ui, format) = invocation.printer();
+        // A certificate that runs out soon, for one. Not among the fields: those are Vault's.
+        ui.server_warnings(&self.warnings());
         if format == Format::Table {
             ui.output(&output::table(&["Key", "Value"], &self.rows()));
             return 0;
         }
         output::print(ui, format, self.document())
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let warnings = self.seal.get("warnings").and_then(Value::as_array);
+        warnings.into_iter().flatten().map(output::go).collect()
     }
 
     fn rows(&self) -> Vec<Vec<String>> {

@@ -172,3 +172,25 @@ fn the_next_address_is_asked_when_one_is_not_there() {
     let read = keystead(&Environment::default().with("VAULT_ADDR", list), "", &["read", "-field=x", "kv1/a"]);
     assert_eq!((read.code, read.out.as_str()), (0, "1"), "{}", read.err);
 }
+
+#[test]
+fn status_prints_the_servers_warnings_beside_the_result() {
+    let server = Server::playing(&[
+        (
+            "GET",
+            "/v1/sys/seal-status",
+            200,
+            r#"{"type":"shamir","initialized":true,"sealed":false,"t":1,"n":1,"warnings":["the certificate runs out"]}"#,
+        ),
+        ("GET", "/v1/sys/leader", 200, r#"{"ha_enabled":true,"is_self":true}"#),
+    ]);
+    for command in ["status", "status -format=json"] {
+        let status = line(&server, command);
+        assert_eq!(status.code, 0);
+        assert!(!status.out.contains("warnings") && !status.out.contains("runs out"), "{}", status.out);
+        assert_eq!(
+            status.err,
+            "WARNING! The following warnings were returned from Vault:\n\n  * the certificate runs out\n\n"
+        );
+    }
+}
