@@ -17,7 +17,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
 use http_body_util::BodyExt;
 use serde_json::{Map, Value};
 
-use super::{envelope::render, status};
+use super::{
+    envelope::render,
+    rules::{ListenerRules, client_ip},
+    status,
+};
 use crate::{
     core::{
         Core, blocking_if,
@@ -31,19 +35,16 @@ use crate::{
     secret::SecretString,
 };
 
-/// Longest body, as Vault's default.
-pub const MAX_BODY_BYTES: usize = 32 << 20;
 /// Memory that all bodies being received at one time may hold.
 const MAX_BODIES_BYTES: usize = 256 << 20;
 /// Bodies from here on are parsed apart from the requests of others.
 const LONG_PARSE_BYTES: usize = 256 << 10;
-/// How long a client may take to send a body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a connection knows of its client.
 #[derive(Clone)]
 pub(super) struct Client {
-    pub address: SocketAddr,
+    /// The other end of the connection; `None` on a socket of the file system.
+    pub address: Option<SocketAddr>,
     /// The certificate it showed, in DER.
     pub certificate: Option<Vec<u8>>,
 }
@@ -52,13 +53,14 @@ pub(super) struct Client {
 #[derive(Clone)]
 pub(super) struct Shared {
     pub core: Arc<Core>,
+    rules: Arc<ListenerRules>,
     /// Bytes of bodies being received.
     bodies: Arc<AtomicUsize>,
 }
 
 impl Shared {
-    pub fn new(core: Arc<Core>) -> Self {
-        Self { core, bodies: Arc::default() }
+    pub fn new(core: Arc<Core>, rules: Arc<ListenerRules>) -> Self {
+        Self { core, rules, bodies: Arc::default() }
     }
 }
 
@@ -69,6 +71,7 @@ pub(super) async fn answer(
 ) -> http::Response<Body> {
     let head = request.method() == Method::HEAD;
     let namespace = request.headers().get("x-vault-namespace").cloned();
+    let rules = Arc::clone(&shared.rules);
     let handled = AssertUnwindSafe(handle(shared, request)).catch_unwind().await;
     let response = handled.unwrap_or_else(|_panic| {
         // The panic's own message may hold anything, so it is not repeated here.
@@ -76,12 +79,16 @@ pub(super) async fn answer(
         metrics::counter!("keystead_core_panics_total").increment(1);
         Response { id: fresh_id(), result: Err(ApiError::Internal("internal error".to_owned())) }
     });
-    into_http(response, namespace, head)
+    let mut answer = into_http(response, namespace, head);
+    let status = answer.status();
+    rules.headers.apply(status, answer.headers_mut());
+    answer
 }
 
 async fn handle(shared: Shared, request: axum::extract::Request) -> Response {
     let (parts, body) = request.into_parts();
-    let parsed = match parse_head(&parts) {
+    let rules = Arc::clone(&shared.rules);
+    let parsed = match parse_head(&parts, &rules) {
         Ok(mut request) if request.operation.writes() => {
             match receive(&shared, &parts, &request, body).await {
                 Ok(data) => {
@@ -93,14 +100,24 @@ async fn handle(shared: Shared, request: axum::extract::Request) -> Response {
         }
         other => other,
     };
-    match parsed {
-        Ok(request) => shared.core.handle(request).await,
-        Err(error) => Response { id: fresh_id(), result: Err(error) },
+    let request = match parsed {
+        Ok(request) => request,
+        Err(error) => return Response { id: fresh_id(), result: Err(error) },
+    };
+    let (id, writes) = (request.id, request.operation.writes());
+    match tokio::time::timeout(rules.max_request, shared.core.handle(request)).await {
+        Ok(response) => response,
+        // What has been proposed goes on without us.
+        Err(_) if writes => Response { id, result: Err(ApiError::OutcomeUnknown) },
+        Err(_) => {
+            let text = "the request took longer than max_request_duration; try again".to_owned();
+            Response { id, result: Err(ApiError::Busy(text)) }
+        }
     }
 }
 
 /// Everything but the body.
-fn parse_head(parts: &Parts) -> Result<Request, ApiError> {
+fn parse_head(parts: &Parts, rules: &ListenerRules) -> Result<Request, ApiError> {
     let raw = parts.uri.path();
     let encoded = match raw.strip_prefix("/v1/") {
         Some(encoded) => encoded,
@@ -115,14 +132,24 @@ fn parse_head(parts: &Parts) -> Result<Request, ApiError> {
         path = path.into_folder();
     }
     let headers = &parts.headers;
+    if rules.require_request_header && text(headers, "x-vault-request") != Some("true") {
+        return Err(ApiError::PreconditionFailed("missing \"X-Vault-Request\" header".to_owned()));
+    }
     refuse_wrapping(headers)?;
     let mut request = Request::new(operation, path);
     request.location = parts.uri.path_and_query().map_or_else(|| raw.to_owned(), ToString::to_string);
     request.token = token(headers);
     request.namespace = text(headers, "x-vault-namespace").map(str::to_owned);
+    request.open_metrics = rules.open_metrics;
     request.no_forward = headers.contains_key("x-vault-no-request-forwarding");
     if let Some(client) = parts.extensions.get::<Client>() {
-        request.client_address = client.address.to_string();
+        let peer = client.address.map(|address| address.ip());
+        let found = client_ip(&rules.x_forwarded_for, peer, headers)?;
+        // The port is the connection's own, as it is in Vault.
+        request.client_address = match (found, client.address) {
+            (Some(ip), Some(address)) => SocketAddr::new(ip, address.port()).to_string(),
+            _ => "@".to_owned(),
+        };
         request.client_certificate.clone_from(&client.certificate);
     }
     if matches!(operation, Operation::Delete) || !operation.writes() {
@@ -206,11 +233,18 @@ async fn receive(
         check_patch_type(content_type)?;
     }
     let length = text(&parts.headers, header::CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
-    if length.is_some_and(|length: u64| length > MAX_BODY_BYTES as u64) {
+    if length.is_some_and(|length: u64| {
+        usize::try_from(length).map_or(true, |length| length > shared.rules.max_body_bytes)
+    }) {
         return Err(ApiError::BodyTooLarge);
     }
-    let received = tokio::time::timeout(BODY_TIMEOUT, collect(&shared.bodies, body));
-    let bytes = received.await.map_err(|_| ApiError::invalid("request body was not received in time"))??;
+    let receiving = collect(&shared.bodies, shared.rules.max_body_bytes, body);
+    let bytes = match shared.rules.timeouts.read {
+        Duration::ZERO => receiving.await?,
+        limit => tokio::time::timeout(limit, receiving)
+            .await
+            .map_err(|_| ApiError::invalid("request body was not received in time"))??,
+    };
     if request.operation == Operation::Delete {
         // The fields of a DELETE are in its query; the body was read only to keep the connection usable.
         return Ok(request.data.clone());
@@ -238,13 +272,14 @@ fn check_patch_type(content_type: Option<&str>) -> Result<(), ApiError> {
 struct Held<'a> {
     total: &'a AtomicUsize,
     bytes: usize,
+    max: usize,
 }
 
 impl Held<'_> {
     fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
         self.bytes += bytes;
         let total = self.total.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if self.bytes > MAX_BODY_BYTES {
+        if self.bytes > self.max {
             return Err(ApiError::BodyTooLarge);
         }
         if total > MAX_BODIES_BYTES {
@@ -260,8 +295,8 @@ impl Drop for Held<'_> {
     }
 }
 
-async fn collect(bodies: &AtomicUsize, mut body: Body) -> Result<Bytes, ApiError> {
-    let mut held = Held { total: bodies, bytes: 0 };
+async fn collect(bodies: &AtomicUsize, max: usize, mut body: Body) -> Result<Bytes, ApiError> {
+    let mut held = Held { total: bodies, bytes: 0, max };
     let mut bytes = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| ApiError::invalid("request body could not be read"))?;

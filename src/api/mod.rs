@@ -5,6 +5,8 @@
 
 pub mod envelope;
 mod http;
+mod paced;
+mod rules;
 pub mod status;
 
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
@@ -17,16 +19,19 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{Semaphore, watch},
     task::JoinSet,
     time::timeout,
 };
 use tower_service::Service;
 
-pub use self::http::MAX_BODY_BYTES;
-use self::http::{Client, Shared, answer};
-use crate::core::Core;
+pub use self::rules::{ListenerRules, ResponseHeaders};
+use self::{
+    http::{Client, Shared, answer},
+    paced::{Activity, Paced},
+};
+use crate::{config::HttpTimeouts, core::Core};
 
 /// Gives the TLS configuration for the next connection, so that it can be replaced while the listener runs.
 pub type TlsSource = Arc<dyn Fn() -> Arc<rustls::ServerConfig> + Send + Sync>;
@@ -35,8 +40,8 @@ pub type TlsSource = Arc<dyn Fn() -> Arc<rustls::ServerConfig> + Send + Sync>;
 const MAX_CONNECTIONS: usize = 4_096;
 /// How long a client may take for its TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a client may take for a request's headers, or leave a connection idle.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often an HTTP/2 client is asked whether it is still there.
+const PING_INTERVAL: Duration = Duration::from_secs(60);
 /// Memory for one request's headers.
 const MAX_HEADER_BYTES: usize = 64 << 10;
 /// Requests in flight on one HTTP/2 connection.
@@ -53,6 +58,24 @@ pub enum Drained {
     Cut(usize),
 }
 
+/// A bound socket.
+pub enum Socket {
+    /// `listener "tcp"`.
+    Tcp(std::net::TcpListener),
+    /// `listener "unix"`, which speaks plain HTTP.
+    Unix(std::os::unix::net::UnixListener),
+}
+
+enum Acceptor {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+enum Accepted {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+}
+
 /// Serves the API on a bound socket until `shutdown` is true, then lets the requests in flight end.
 ///
 /// # Errors
@@ -61,14 +84,15 @@ pub enum Drained {
 /// # Cancel safety
 /// Dropping the future cuts off every connection.
 pub async fn serve(
-    listener: std::net::TcpListener,
+    socket: Socket,
     tls: Option<TlsSource>,
     core: Arc<Core>,
+    rules: Arc<ListenerRules>,
     mut shutdown: watch::Receiver<bool>,
 ) -> io::Result<Drained> {
-    listener.set_nonblocking(true)?;
-    let listener = TcpListener::from_std(listener)?;
-    let router = Router::new().fallback(answer).with_state(Shared::new(core));
+    let acceptor = Acceptor::new(socket)?;
+    let timeouts = rules.timeouts;
+    let router = Router::new().fallback(answer).with_state(Shared::new(core, rules));
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     let stop = shutdown.clone();
@@ -76,14 +100,23 @@ pub async fn serve(
     loop {
         let accepted = tokio::select! {
             () = stopped.as_mut() => break,
-            accepted = accept(&listener, &room) => accepted,
+            accepted = accept(&acceptor, &room) => accepted,
         };
         while connections.try_join_next().is_some() {}
         match accepted {
-            Ok((stream, address, permit)) => {
-                let (router, tls, stop) = (router.clone(), tls.clone(), stop.clone());
+            Ok((accepted, permit)) => {
+                let (tls, serving) =
+                    (tls.clone(), Serving { router: router.clone(), timeouts, stop: stop.clone() });
                 connections.spawn(async move {
-                    serve_connection(stream, address, tls, router, stop).await;
+                    match accepted {
+                        Accepted::Tcp(stream, address) => {
+                            serve_connection(stream, address, tls, serving).await;
+                        }
+                        Accepted::Unix(stream) => {
+                            let client = Client { address: None, certificate: None };
+                            serve_http(stream, false, client, serving).await;
+                        }
+                    }
                     drop(permit);
                 });
             }
@@ -94,12 +127,34 @@ pub async fn serve(
             }
         }
     }
-    drop(listener);
+    drop(acceptor);
     let drained = timeout(DRAIN_TIMEOUT, async { while connections.join_next().await.is_some() {} }).await;
     Ok(match drained {
         Ok(()) => Drained::Completely,
         Err(_) => Drained::Cut(connections.len()),
     })
+}
+
+/// What every connection of a listener is served with.
+struct Serving {
+    router: Router,
+    timeouts: HttpTimeouts,
+    stop: watch::Receiver<bool>,
+}
+
+impl Acceptor {
+    fn new(socket: Socket) -> io::Result<Self> {
+        Ok(match socket {
+            Socket::Tcp(listener) => {
+                listener.set_nonblocking(true)?;
+                Self::Tcp(TcpListener::from_std(listener)?)
+            }
+            Socket::Unix(listener) => {
+                listener.set_nonblocking(true)?;
+                Self::Unix(UnixListener::from_std(listener)?)
+            }
+        })
+    }
 }
 
 /// Waits for the end. A closed channel is the owner's own end, so it counts, too.
@@ -109,26 +164,27 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 async fn accept(
-    listener: &TcpListener,
+    acceptor: &Acceptor,
     room: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+) -> io::Result<(Accepted, tokio::sync::OwnedSemaphorePermit)> {
     let permit = Arc::clone(room).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, address) = listener.accept().await?;
-    Ok((stream, address, permit))
+    let accepted = match acceptor {
+        Acceptor::Tcp(listener) => {
+            let (stream, address) = listener.accept().await?;
+            Accepted::Tcp(stream, address)
+        }
+        Acceptor::Unix(listener) => Accepted::Unix(listener.accept().await?.0),
+    };
+    Ok((accepted, permit))
 }
 
-async fn serve_connection(
-    stream: TcpStream,
-    address: SocketAddr,
-    tls: Option<TlsSource>,
-    router: Router,
-    stop: watch::Receiver<bool>,
-) {
+async fn serve_connection(stream: TcpStream, address: SocketAddr, tls: Option<TlsSource>, serving: Serving) {
     // Answers are small and written at once; waiting for more to send would only delay them.
     let _ = stream.set_nodelay(true);
+    let address = Some(address);
     let Some(tls) = tls else {
         let client = Client { address, certificate: None };
-        return serve_http(stream, false, client, router, stop).await;
+        return serve_http(stream, false, client, serving).await;
     };
     match timeout(HANDSHAKE_TIMEOUT, handshake(stream, tls())).await {
         Ok(Some(stream)) => {
@@ -136,7 +192,7 @@ async fn serve_connection(
             let http2 = session.alpn_protocol() == Some(b"h2");
             let certificate =
                 session.peer_certificates().and_then(|chain| chain.first()).map(|leaf| leaf.to_vec());
-            serve_http(stream, http2, Client { address, certificate }, router, stop).await;
+            serve_http(stream, http2, Client { address, certificate }, serving).await;
         }
         Ok(None) => {}
         Err(_) => tracing::debug!("a client did not finish its TLS handshake in time"),
@@ -177,13 +233,21 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     http2: bool,
     client: Client,
-    router: Router,
-    mut stop: watch::Receiver<bool>,
+    serving: Serving,
 ) {
+    let Serving { router, timeouts, mut stop } = serving;
+    let activity = Activity::new();
+    let stream = Paced::new(stream, timeouts, http2, Arc::clone(&activity));
     let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let busy = activity.begin();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(client.clone());
-        router.clone().call(request)
+        let answer = router.clone().call(request);
+        async move {
+            let answer = answer.await;
+            drop(busy);
+            answer
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // Which version it is was settled by ALPN, so nothing waits for a first byte to guess from.
@@ -191,7 +255,8 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        // `Paced` keeps the time.
+        .header_read_timeout(None)
         .max_buf_size(MAX_HEADER_BYTES)
         .half_close(false);
     builder
@@ -199,7 +264,7 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX))
-        .keep_alive_interval(HEADER_TIMEOUT)
+        .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(HANDSHAKE_TIMEOUT);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let result = tokio::select! {
@@ -214,6 +279,8 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     }
 }
 
+#[cfg(test)]
+mod rule_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -44,6 +44,7 @@ fn of_error(error: &ApiError) -> StatusCode {
         ApiError::UnsupportedOperation { .. } | ApiError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         ApiError::OutcomeUnknown => StatusCode::CONFLICT,
         ApiError::TooLarge(_) | ApiError::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        ApiError::PreconditionFailed(_) => StatusCode::PRECONDITION_FAILED,
         ApiError::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         ApiError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         ApiError::Sealed | ApiError::NoLeader | ApiError::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,

@@ -12,30 +12,35 @@ use tokio::{
 use super::*;
 use crate::core::test_replica::{ROOT, TestNode, cluster, leader};
 
-struct Server {
-    address: SocketAddr,
-    node: TestNode,
+pub(super) struct Server {
+    pub address: SocketAddr,
+    pub node: TestNode,
     stop: watch::Sender<bool>,
     task: JoinHandle<io::Result<Drained>>,
 }
 
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
+pub(super) struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
 }
 
 impl Server {
-    fn start(node: TestNode, tls: Option<TlsSource>) -> Self {
+    pub fn start(node: TestNode, tls: Option<TlsSource>) -> Self {
+        Self::with_rules(node, tls, ListenerRules::default())
+    }
+
+    pub fn with_rules(node: TestNode, tls: Option<TlsSource>, rules: ListenerRules) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(serve(listener, tls, Arc::clone(&node.core), stopped));
+        let task =
+            tokio::spawn(serve(Socket::Tcp(listener), tls, Arc::clone(&node.core), rules.into(), stopped));
         Self { address, node, stop, task }
     }
 
     /// Sends bytes and reads until the server closes.
-    async fn raw(&self, bytes: &[u8]) -> Answer {
+    pub async fn raw(&self, bytes: &[u8]) -> Answer {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         // The server may answer and close before it has read everything.
         let _ = stream.write_all(bytes).await;
@@ -47,7 +52,7 @@ impl Server {
         Answer { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
     }
 
-    async fn send(&self, method: &str, target: &str, headers: &str, body: &[u8]) -> Answer {
+    pub async fn send(&self, method: &str, target: &str, headers: &str, body: &[u8]) -> Answer {
         let mut bytes = Vec::new();
         write!(
             bytes,
@@ -60,7 +65,7 @@ impl Server {
     }
 
     /// With the root token.
-    async fn call(&self, method: &str, target: &str, body: &str) -> Answer {
+    pub async fn call(&self, method: &str, target: &str, body: &str) -> Answer {
         self.send(method, target, &format!("X-Vault-Token: {ROOT}\r\n"), body.as_bytes()).await
     }
 }
@@ -203,7 +208,7 @@ async fn bombs_and_oversized_bodies_are_refused_and_the_node_lives() {
 
     let announced = format!(
         "PUT /v1/secret/data/a HTTP/1.1\r\nHost: x\r\nX-Vault-Token: {ROOT}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
-        MAX_BODY_BYTES + 1
+        ListenerRules::default().max_body_bytes + 1
     );
     let answer = server.raw(announced.as_bytes()).await;
     assert_eq!(answer.status, 413);

@@ -49,7 +49,9 @@ impl TlsServer {
         let node = leader();
         tokio::spawn(async move {
             let source: TlsSource = Arc::new(move || tls.server_config());
-            let served = serve(listener, Some(source), Arc::clone(&node.core), stopped).await;
+            let served =
+                serve(Socket::Tcp(listener), Some(source), Arc::clone(&node.core), Arc::default(), stopped)
+                    .await;
             drop(node);
             served
         });
@@ -122,7 +124,8 @@ async fn the_clients_certificate_reaches_the_request() {
         let (stream, peer) = accepted.accept().await.unwrap();
         let source: TlsSource = Arc::new(move || tls.server_config());
         let (_stop, stopped) = watch::channel(false);
-        serve_connection(stream, peer, Some(source), router, stopped).await;
+        let serving = Serving { router, timeouts: HttpTimeouts::default(), stop: stopped };
+        serve_connection(stream, peer, Some(source), serving).await;
     });
     let config = ClientTls {
         skip_verify: true,

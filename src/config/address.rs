@@ -123,6 +123,18 @@ impl IpRange {
         }
         Ok(Self { address, prefix_bits })
     }
+
+    /// Whether an address is in the range. An IPv4 address is in no IPv6 range, nor the other way round.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let (mine, theirs, width) = match (self.address, address) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => (u128::from(a.to_bits()), u128::from(b.to_bits()), 32),
+            (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits(), b.to_bits(), 128),
+            _ => return false,
+        };
+        // A shift by all 128 bits is what a prefix of none asks for; there is no such shift.
+        (mine ^ theirs).checked_shr(width - u32::from(self.prefix_bits)).unwrap_or(0) == 0
+    }
 }
 
 /// The address at which clients and other nodes reach this node's API: `https://host[:port][/path]`.
@@ -210,6 +222,23 @@ mod tests {
 
     fn listen(text: &str) -> ListenAddress {
         ListenAddress::parse(text).expect("an address")
+    }
+
+    #[test]
+    fn a_range_contains_what_shares_its_prefix() {
+        let contains = |range: &str, ip: &str| IpRange::parse(range).unwrap().contains(ip.parse().unwrap());
+        for (range, ip, inside) in [
+            ("10.0.0.0/8", "10.255.1.2", true),
+            ("10.0.0.0/8", "11.0.0.0", false),
+            ("10.0.0.7", "10.0.0.7", true),
+            ("10.0.0.7", "10.0.0.6", false),
+            ("0.0.0.0/0", "1.2.3.4", true),
+            ("::/0", "fe80::1", true),
+            ("::/0", "1.2.3.4", false),
+            ("fd00::/9", "fd80::1", false),
+        ] {
+            assert_eq!(contains(range, ip), inside, "{range} {ip}");
+        }
     }
 
     #[test]

@@ -65,6 +65,23 @@ pub struct ListenerTls {
     pub cipher_suites: Vec<String>,
 }
 
+impl ListenerTls {
+    /// A certificate and its key, and the defaults for everything else.
+    #[must_use]
+    pub fn new(cert_file: PathBuf, key_file: PathBuf) -> Self {
+        Self {
+            cert_file,
+            key_file,
+            client_ca_file: None,
+            require_and_verify_client_cert: false,
+            disable_client_certs: false,
+            min_version: TlsVersion::Tls12,
+            max_version: None,
+            cipher_suites: Vec::new(),
+        }
+    }
+}
+
 /// A version of TLS that is spoken here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TlsVersion {
@@ -174,27 +191,27 @@ pub(super) const TCP_KEYS: Keys = &[
     ("tls_key_file", InEffect),
     ("tls_client_ca_file", InEffect),
     ("tls_require_and_verify_client_cert", InEffect),
-    ("tls_disable_client_certs", NotYet),
+    ("tls_disable_client_certs", InEffect),
     ("tls_min_version", InEffect),
-    ("tls_max_version", NotYet),
-    ("tls_cipher_suites", NotYet),
+    ("tls_max_version", InEffect),
+    ("tls_cipher_suites", InEffect),
     ("tls_prefer_server_cipher_suites", Pointless("every cipher suite on offer is a good one")),
     ("max_request_size", InEffect),
     ("max_request_duration", InEffect),
-    ("require_request_header", NotYet),
-    ("http_read_header_timeout", NotYet),
-    ("http_read_timeout", NotYet),
-    ("http_write_timeout", NotYet),
-    ("http_idle_timeout", NotYet),
+    ("require_request_header", InEffect),
+    ("http_read_header_timeout", InEffect),
+    ("http_read_timeout", InEffect),
+    ("http_write_timeout", InEffect),
+    ("http_idle_timeout", InEffect),
     ("proxy_protocol_behavior", NotYet),
     ("proxy_protocol_authorized_addrs", NotYet),
-    ("x_forwarded_for_authorized_addrs", NotYet),
-    ("x_forwarded_for_hop_skips", NotYet),
-    ("x_forwarded_for_reject_not_authorized", NotYet),
-    ("x_forwarded_for_reject_not_present", NotYet),
+    ("x_forwarded_for_authorized_addrs", InEffect),
+    ("x_forwarded_for_hop_skips", InEffect),
+    ("x_forwarded_for_reject_not_authorized", InEffect),
+    ("x_forwarded_for_reject_not_present", InEffect),
     ("x_forwarded_for_client_cert_header", NotYet),
     ("x_forwarded_for_client_cert_header_decoders", NotYet),
-    ("custom_response_headers", NotYet),
+    ("custom_response_headers", InEffect),
     ("cors_enabled", NotYet),
     ("cors_allowed_origins", NotYet),
     ("cors_allowed_headers", NotYet),
@@ -454,7 +471,13 @@ fn custom_response_headers(section: &Section<'_>) -> Result<Vec<StatusHeaders>, 
 
 fn unix(block: &Block<'_>, warnings: &mut Vec<ConfigWarning>) -> Result<UnixListenerConfig, ConfigError> {
     let section = block.open("listener \"unix\"", &[UNIX_KEYS, TCP_KEYS], warnings)?;
-    warnings.push(block.at.warning("listener", "listener \"unix\" is accepted, but not served yet"));
+    for key in ["tls_cert_file", "tls_key_file", "tls_client_ca_file"] {
+        if let Some(at) = section.at(key) {
+            warnings.push(
+                at.warning(key, "a listener \"unix\" speaks plain HTTP: its TLS settings have no effect"),
+            );
+        }
+    }
     let path = section.string("address")?.map(PathBuf::from);
     Ok(UnixListenerConfig {
         path: path.ok_or_else(|| block.at.error("listener \"unix\" needs \"address\", the socket's path"))?,

@@ -13,6 +13,8 @@ mod error;
 pub mod hcl;
 mod listener;
 mod section;
+#[cfg(test)]
+mod seed_tests;
 mod server;
 mod source;
 mod storage;
@@ -31,7 +33,7 @@ pub use listener::{
     TcpListenerConfig, TlsVersion, UnixListenerConfig, XForwardedFor,
 };
 pub use server::{
-    DEFAULT_LEASE_TTL_S, LinearizableReads, LogFormat, LogLevel, LogRotation, PluginConfig, ServerConfig,
+    DEFAULT_LEASE_TTL_S, DEFAULT_MAX_REQUEST_DURATION, LinearizableReads, LogFormat, LogLevel, LogRotation, PluginConfig, ServerConfig,
 };
 pub use storage::{ClientKeyPem, RaftStorageConfig, RetryJoin, StorageConfig};
 pub use telemetry::TelemetryConfig;

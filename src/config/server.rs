@@ -171,7 +171,7 @@ pub struct PluginConfig {
 pub const DEFAULT_LEASE_TTL_S: u64 = 32 * 24 * 3600;
 
 /// Vault's default limit for a request.
-const DEFAULT_MAX_REQUEST_DURATION: Duration = Duration::from_secs(90);
+pub const DEFAULT_MAX_REQUEST_DURATION: Duration = Duration::from_secs(90);
 
 impl ServerConfig {
     /// A storage and listeners, with the defaults for everything else.
@@ -224,9 +224,9 @@ pub(super) const KEYS: Keys = &[
     ("log_level", InEffect),
     ("log_format", InEffect),
     ("log_file", InEffect),
-    ("log_rotate_duration", NotYet),
-    ("log_rotate_bytes", NotYet),
-    ("log_rotate_max_files", NotYet),
+    ("log_rotate_duration", InEffect),
+    ("log_rotate_bytes", InEffect),
+    ("log_rotate_max_files", InEffect),
     ("log_requests_level", NotYet),
     ("default_lease_ttl", InEffect),
     ("max_lease_ttl", InEffect),
@@ -236,8 +236,8 @@ pub(super) const KEYS: Keys = &[
     ("pid_file", InEffect),
     ("raw_storage_endpoint", InEffect),
     ("introspection_endpoint", NotYet),
-    ("enable_response_header_hostname", NotYet),
-    ("enable_response_header_raft_node_id", NotYet),
+    ("enable_response_header_hostname", InEffect),
+    ("enable_response_header_raft_node_id", InEffect),
     ("cluster_cipher_suites", Pointless("the cluster port speaks TLS 1.3 with its own suites")),
     ("cache_size", NotYet),
     ("disable_cache", NotYet),

@@ -490,14 +490,16 @@ fn a_client_key_in_the_file_is_never_shown() {
 }
 
 #[test]
-fn a_unix_listener_is_kept_and_warned_about_but_does_not_suffice() {
+fn a_unix_listener_is_served_in_the_clear_and_does_not_suffice() {
     let unix = "listener \"unix\" {\n address = \"/run/vault.sock\"\n socket_mode = \"0660\"\n}\n";
-    let config = config(&with_top(unix));
+    let config = self::config(&with_top(unix));
     let Some(ListenerConfig::Unix(unix_listener)) = config.listeners.get(1) else {
         panic!("a unix listener")
     };
     assert_eq!(unix_listener.mode, Some(0o660));
-    assert_eq!(config.warnings[0].key, "listener");
+    assert_eq!(config.warnings, []);
+    let with_tls = with_top(&unix.replace("\n}", "\n tls_cert_file = \"x\"\n}"));
+    assert!(self::config(&with_tls).warnings[0].text.contains("speaks plain HTTP"));
     assert!(error(&format!("storage \"inmem\" {{}}\n{unix}")).contains("no listener"));
 }
 

@@ -47,6 +47,7 @@ use std::{
 
 use keystead_raft::{ReadError, Replicated};
 use keystead_storage::{RecordKey, Write};
+use parking_lot::Mutex;
 
 pub use sweep::Swept;
 pub use sys_raw::{BUILD_DATE, VERSION};
@@ -72,6 +73,8 @@ use crate::{
     secret::SecretString,
 };
 
+/// The storage that several nodes can share.
+const RAFT: &str = "raft";
 /// How often a request runs again because what it had read changed under it, before the client is told to come
 /// back.
 const MAX_RERUNS: usize = 32;
@@ -86,13 +89,12 @@ pub struct Settings {
     pub unknown_wait: Duration,
     /// How long a forwarded request may take.
     pub forward_deadline: Duration,
-    /// `sys/metrics` answers without a token, and so without a leader and while sealed
-    /// (`unauthenticated_metrics_access`).
-    pub unauthenticated_metrics: bool,
     /// The lease of what neither its secret nor its mount says anything about, in seconds.
     pub default_lease_ttl_s: u64,
     /// The longest lease, in seconds.
     pub max_lease_ttl_s: u64,
+    /// Kind of the storage: `raft`, or one of those that have a single node.
+    pub storage_type: &'static str,
     /// What `sys/config/state/sanitized` shows: the configuration without anything secret.
     pub sanitized: serde_json::Map<String, serde_json::Value>,
 }
@@ -103,9 +105,9 @@ impl Default for Settings {
             election_wait: Duration::from_secs(5),
             unknown_wait: Duration::from_secs(30),
             forward_deadline: Duration::from_secs(60),
-            unauthenticated_metrics: false,
             default_lease_ttl_s: DEFAULT_LEASE_TTL_S,
             max_lease_ttl_s: DEFAULT_LEASE_TTL_S,
+            storage_type: RAFT,
             sanitized: serde_json::Map::new(),
         }
     }
@@ -120,6 +122,8 @@ pub struct Core {
     inflight: InFlight<Led>,
     audit: Box<dyn AuditBroker>,
     running: RunningRequests,
+    /// What the operator should see in `status`.
+    warnings: Mutex<Vec<String>>,
     /// Where requests run, whichever runtime hands them over: those of the cluster port belong to consensus.
     runtime: tokio::runtime::Handle,
 }
@@ -138,6 +142,7 @@ impl Core {
             inflight: InFlight::new(),
             audit: Box::new(NoDevices),
             running: RunningRequests::default(),
+            warnings: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
         })
     }
@@ -174,6 +179,11 @@ impl Core {
         self.mounts.invalidate(changed);
     }
 
+    /// Replaces what `sys/seal-status` warns of.
+    pub fn set_warnings(&self, warnings: Vec<String>) {
+        *self.warnings.lock() = warnings;
+    }
+
     /// Forgets everything that was read: the node was sealed or unsealed, or a snapshot replaced the state.
     pub fn forget(&self) {
         self.mounts.clear();
@@ -207,7 +217,7 @@ impl Core {
                 return self.answer_raw(route.handler, &request).await;
             }
         }
-        if route.handler == Handler::Metrics && self.settings.unauthenticated_metrics {
+        if route.handler == Handler::Metrics && request.open_metrics {
             return self.metrics(&fields::Fields(&request.data));
         }
         if self.node.unsealed().is_none() {

@@ -78,6 +78,9 @@ pub struct Request {
     pub base_index: u64,
     /// An attempt before this one may have been executed.
     pub retry: bool,
+    /// It came in where metrics are shown without a token, and so without a leader and while sealed
+    /// (`unauthenticated_metrics_access`). Never forwarded, for every node answers for its own.
+    pub open_metrics: bool,
 }
 
 #[derive(Encode, Decode)]
@@ -112,6 +115,7 @@ impl Request {
             client_certificate: None,
             base_index: 0,
             retry: false,
+            open_metrics: false,
         }
     }
 
@@ -152,6 +156,7 @@ impl Request {
             client_certificate: wire.client_certificate,
             base_index: wire.base_index,
             retry: wire.retry,
+            open_metrics: false,
         })
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    Core,
+    Core, RAFT,
     auth::{Audited, Caller, lookup},
     error::ApiError,
     fields::Fields,
@@ -48,6 +48,9 @@ impl Core {
     }
 
     fn raft_configuration(&self) -> Result<Answer, ApiError> {
+        if self.settings.storage_type != RAFT {
+            return Err(ApiError::invalid("raft storage is not in use"));
+        }
         let servers: Vec<Value> = self
             .node()
             .raft_configuration()?

@@ -37,9 +37,7 @@ impl Core {
                 Ok(Answer::duplicated(shown.collect()))
             }
             Handler::Mount => match below("sys/mounts/") {
-                path if path.starts_with(AUTH) => {
-                    self.auth_mount(&path[AUTH.len()..], request.operation, unsealed)
-                }
+                path if path.starts_with(AUTH) => self.auth_mount(&path[AUTH.len()..], request, unsealed),
                 path => match path.strip_suffix("/tune") {
                     Some(path) => self.tune(&as_mount_path(path), request, unsealed, txn),
                     None => self.mount(&as_mount_path(path), request, unsealed, txn),
@@ -48,7 +46,7 @@ impl Core {
             Handler::AuthMounts => {
                 Ok(Answer::duplicated(Map::from_iter([("token/".to_owned(), token_mount(unsealed))])))
             }
-            Handler::AuthMount => self.auth_mount(below("sys/auth/"), request.operation, unsealed),
+            Handler::AuthMount => self.auth_mount(below("sys/auth/"), request, unsealed),
             Handler::Remount => remount(&Fields(&request.data), txn),
             Handler::RemountStatus => remount_status(below("sys/remount/status/"), txn),
             Handler::VisibleMounts => self.visible_mounts(audited, unsealed, txn),
@@ -115,7 +113,8 @@ impl Core {
     }
 
     /// The one auth method there is so far.
-    fn auth_mount(&self, path: &str, operation: Operation, unsealed: &Unsealed) -> Result<Answer, ApiError> {
+    fn auth_mount(&self, path: &str, request: &Request, unsealed: &Unsealed) -> Result<Answer, ApiError> {
+        let (data, operation) = (&request.data, request.operation);
         let (path, tune) = path.strip_suffix("/tune").map_or((path, false), |path| (path, true));
         let path = as_mount_path(path);
         match (path.as_str(), operation, tune) {
@@ -134,9 +133,20 @@ impl Core {
                 Err(ApiError::invalid(format!("cannot fetch sysview for path \"{AUTH}{path}\"")))
             }
             (_, Operation::Read, false) => Err(ApiError::invalid(format!("No auth engine at {path}"))),
+            // Methods other than tokens are not built yet.
+            (_, Operation::Update, true) => {
+                Err(ApiError::invalid(format!("tune of path \"{AUTH}{path}\" is not built yet")))
+            }
+            (_, Operation::Update, false) => {
+                Err(ApiError::invalid(match Fields(data).text_or_empty("type")? {
+                    empty if empty.is_empty() => "backend type must be specified as a string".to_owned(),
+                    _ => "plugin not found in the catalog: no auth method but token is built yet".to_owned(),
+                }))
+            }
             ("token/", Operation::Delete, false) => {
                 Err(ApiError::invalid("token credential backend cannot be disabled"))
             }
+            (_, Operation::Delete, _) => Ok(Answer::NoContent),
             _ => Err(ApiError::UnsupportedOperation { authenticated: true }),
         }
     }

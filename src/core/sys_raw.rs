@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use super::{
-    Core,
+    Core, RAFT,
     error::ApiError,
     fields::{Fields, integer, parse_bool},
     gojson,
@@ -35,7 +35,7 @@ impl Core {
                 Ok(raw(&serde_json::json!({ "initialized": initialized })))
             }
             Handler::Init => self.init(request).await,
-            Handler::SealStatus => Ok(seal_status(&self.node().seal_status())),
+            Handler::SealStatus => Ok(self.seal_status(&self.node().seal_status())),
             Handler::Unseal => self.unseal(request).await,
             Handler::Health => health(&self.node().health(), &Fields(&request.data)),
             Handler::Alive => alive(&self.node().health(), &Fields(&request.data)),
@@ -83,10 +83,54 @@ impl Core {
             ));
         }
         let status = self.node().unseal(UnsealRequest { key, reset, migrate }).await?;
-        Ok(seal_status(&status))
+        Ok(self.seal_status(&status))
+    }
+
+    fn seal_status(&self, status: &SealStatus) -> Answer {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            r#type: &'a str,
+            initialized: bool,
+            sealed: bool,
+            t: u32,
+            n: u32,
+            progress: u32,
+            nonce: &'a str,
+            version: &'a str,
+            build_date: &'a str,
+            migration: bool,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            cluster_name: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            cluster_id: Option<&'a str>,
+            recovery_seal: bool,
+            storage_type: &'a str,
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            warnings: Vec<String>,
+        }
+        raw(&Body {
+            r#type: &status.seal_type,
+            initialized: status.initialized,
+            sealed: status.sealed,
+            t: status.threshold,
+            n: status.shares,
+            progress: status.progress,
+            nonce: &status.nonce,
+            version: VERSION,
+            build_date: BUILD_DATE,
+            migration: false,
+            cluster_name: status.cluster_name.as_deref(),
+            cluster_id: status.cluster_id.as_deref(),
+            recovery_seal: false,
+            storage_type: self.settings.storage_type,
+            warnings: self.warnings.lock().clone(),
+        })
     }
 
     async fn raft_join(&self, request: &Request) -> Result<Answer, ApiError> {
+        if self.settings.storage_type != RAFT {
+            return Err(ApiError::Internal("raft backend not in use".to_owned()));
+        }
         let fields = Fields(&request.data);
         let join = JoinRequest {
             leader_api_addr: fields.text_or_empty("leader_api_addr")?,
@@ -120,7 +164,7 @@ impl Core {
         let status = self.node().leader_status();
         let active_time = if status.is_self { rfc3339(status.active_since_ms) } else { ZERO_TIME.to_owned() };
         Ok(raw(&Body {
-            ha_enabled: status.ha_enabled,
+            ha_enabled: status.ha_enabled && self.settings.storage_type == RAFT,
             is_self: status.is_self,
             active_time,
             leader_address: status.leader_address,
@@ -135,44 +179,6 @@ impl Core {
 
 fn raw<T: Serialize>(body: &T) -> Answer {
     Answer::Raw(gojson::to_string(body))
-}
-
-fn seal_status(status: &SealStatus) -> Answer {
-    #[derive(Serialize)]
-    struct Body<'a> {
-        r#type: &'a str,
-        initialized: bool,
-        sealed: bool,
-        t: u32,
-        n: u32,
-        progress: u32,
-        nonce: &'a str,
-        version: &'a str,
-        build_date: &'a str,
-        migration: bool,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        cluster_name: Option<&'a str>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        cluster_id: Option<&'a str>,
-        recovery_seal: bool,
-        storage_type: &'a str,
-    }
-    raw(&Body {
-        r#type: &status.seal_type,
-        initialized: status.initialized,
-        sealed: status.sealed,
-        t: status.threshold,
-        n: status.shares,
-        progress: status.progress,
-        nonce: &status.nonce,
-        version: VERSION,
-        build_date: BUILD_DATE,
-        migration: false,
-        cluster_name: status.cluster_name.as_deref(),
-        cluster_id: status.cluster_id.as_deref(),
-        recovery_seal: false,
-        storage_type: &status.storage_type,
-    })
 }
 
 fn health(facts: &HealthFacts, query: &Fields<'_>) -> Result<Answer, ApiError> {

@@ -22,7 +22,8 @@ use crate::{
     cli::{environment::Environment, token_helper::TokenHelper},
     client::{Address, Client, ClientConfig, Token},
     config::{
-        ListenAddress, ListenerConfig, RaftStorageConfig, ServerConfig, StorageConfig, TcpListenerConfig,
+        ListenAddress, ListenerConfig, ListenerTls, RaftStorageConfig, ServerConfig, StorageConfig,
+        TcpListenerConfig,
     },
     core::node_ops::{InitRequest, NodeOps as _, UnsealRequest},
     secret::SecretString,
@@ -34,6 +35,8 @@ const SHARES: (usize, usize) = (5, 3);
 /// How long a development cluster may take to be ready before something must be wrong.
 const READY: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
+/// How long a development certificate is good: beyond the month in which its end would be warned of.
+const CERTIFICATE_DAYS: u32 = 90;
 /// Lines of a failed node's log that are shown.
 const LOG_TAIL: usize = 10;
 
@@ -44,13 +47,15 @@ fn listen_address(args: &ServerArgs) -> Result<ListenAddress, Failure> {
 
 /// One node on a temporary directory, initialised and unsealed, http as Vault's.
 pub async fn single(args: &ServerArgs) -> Result<(), Failure> {
-    if args.dev_tls {
-        return Err(Failure("-dev-tls is not built yet: use -dev-nodes=3, whose nodes speak TLS".into()));
-    }
     let data = tempfile::Builder::new().prefix("keystead-dev-").tempdir()?;
     let mut listener = TcpListenerConfig::new(listen_address(args)?);
-    listener.tls = None;
-    let address = listener.address.to_string();
+    let tls = args.dev_tls.then(|| dev_tls(&listener.address, data.path())).transpose()?;
+    listener.tls = tls.as_ref().map(|tls| tls.listener.clone());
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let mut exports = format!("    $ export VAULT_ADDR='{scheme}://{}'\n", listener.address);
+    if let Some(tls) = &tls {
+        exports += &format!("    $ export VAULT_CACERT='{}'\n", tls.ca_file.display());
+    }
     let raft = RaftStorageConfig::new(data.path().join("raft"));
     let mut config =
         ServerConfig::new(StorageConfig::Raft(Box::new(raft)), vec![ListenerConfig::Tcp(Box::new(listener))]);
@@ -72,8 +77,7 @@ pub async fn single(args: &ServerArgs) -> Result<(), Failure> {
     say(&format!(
         "WARNING! dev mode is enabled! In this mode, Keystead keeps its data in a temporary\n\
          directory that is removed when it stops, and starts unsealed with a single key.\n\n\
-         You may need to set the following environment variables:\n\n    \
-         $ export VAULT_ADDR='http://{address}'\n\n\
+         You may need to set the following environment variables:\n\n{exports}\n\
          The unseal key and root token are displayed below in case you want to\n\
          seal/unseal the Vault or re-authenticate.\n\n\
          Unseal Key: {}\nRoot Token: {}\n\n\
@@ -81,7 +85,32 @@ pub async fn single(args: &ServerArgs) -> Result<(), Failure> {
         key.as_ref().map(SecretString::expose).unwrap_or_default(),
         init.root_token.expose(),
     ));
-    server.run().await
+    server.run(|| ()).await
+}
+
+/// A development listener's certificate.
+struct DevTls {
+    listener: ListenerTls,
+    ca_file: PathBuf,
+}
+
+/// Makes an authority and a certificate of it for an address.
+fn dev_tls(address: &ListenAddress, dir: &Path) -> Result<DevTls, Failure> {
+    let mut names = vec!["localhost".to_owned()];
+    let mut ips = vec![IpAddr::from([127, 0, 0, 1])];
+    match address.host.parse::<IpAddr>() {
+        Ok(ip) if ip.is_unspecified() || ips.contains(&ip) => {}
+        Ok(ip) => ips.push(ip),
+        Err(_) => names.push(address.host.clone()),
+    }
+    let (ca, ca_key) = make::make_ca("Keystead development CA")?;
+    let (cert, key) = make::make_cert(&ca, &ca_key, &names, &ips, CERTIFICATE_DAYS)?;
+    let [ca_file, cert_file, key_file] =
+        ["vault-ca.pem", "vault-cert.pem", "vault-key.pem"].map(|name| dir.join(name));
+    std::fs::write(&ca_file, &ca)?;
+    std::fs::write(&cert_file, cert)?;
+    keystead_storage::datadir::write_file_durably(&key_file, key.as_bytes(), 0o600)?;
+    Ok(DevTls { listener: ListenerTls::new(cert_file, key_file), ca_file })
 }
 
 fn store_token(args: &ServerArgs, token: &str) {
@@ -155,7 +184,7 @@ fn spawn(args: &ServerArgs, dir: &Path) -> Result<Vec<DevNode>, Failure> {
     let (ca, ca_key) = make::make_ca("Keystead development CA")?;
     let ca_file = tls.join("ca.pem");
     std::fs::write(&ca_file, &ca)?;
-    let (cert, key) = make::make_cert(&ca, &ca_key, &["localhost".to_owned()], &[ip], 30)?;
+    let (cert, key) = make::make_cert(&ca, &ca_key, &["localhost".to_owned()], &[ip], CERTIFICATE_DAYS)?;
     let (cert_file, key_file) = (tls.join("api.pem"), tls.join("api-key.pem"));
     std::fs::write(&cert_file, cert)?;
     keystead_storage::datadir::write_file_durably(&key_file, key.as_bytes(), 0o600)?;

@@ -5,9 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::OpenOptions,
     io::{self, Write},
-    path::Path,
     sync::{
         OnceLock,
         mpsc::{SyncSender, TrySendError, sync_channel},
@@ -21,28 +19,41 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
+use super::log_file::LogFile;
 use crate::config::{LogFormat, LogLevel};
 
 /// Lines waiting to be written; more are dropped.
 const QUEUE_LINES: usize = 8192;
 
+/// What the writing thread is sent.
+enum Message {
+    Line(Vec<u8>),
+    /// The file may have been moved away: open it again.
+    Reopen,
+}
+
 /// Where lines go: to the writing thread, or nowhere when it is behind.
 #[derive(Clone)]
-struct Lines(SyncSender<Vec<u8>>);
+struct Lines(SyncSender<Message>);
 
 impl Lines {
-    fn start(file: Option<&Path>) -> io::Result<Self> {
-        let mut file = match file {
-            Some(path) => Some(OpenOptions::new().create(true).append(true).open(path)?),
-            None => None,
-        };
-        let (tx, rx) = sync_channel::<Vec<u8>>(QUEUE_LINES);
+    fn start(mut file: Option<LogFile>) -> io::Result<Self> {
+        let (tx, rx) = sync_channel(QUEUE_LINES);
         std::thread::Builder::new().name("log".into()).spawn(move || {
-            while let Ok(line) = rx.recv() {
-                // There is nowhere to report that the log itself cannot be written.
-                drop(io::stderr().write_all(&line));
-                if let Some(file) = &mut file {
-                    drop(file.write_all(&line));
+            // There is nowhere to report that the log itself cannot be written.
+            while let Ok(message) = rx.recv() {
+                match message {
+                    Message::Line(line) => {
+                        drop(io::stderr().write_all(&line));
+                        if let Some(file) = &mut file {
+                            drop(file.write(&line));
+                        }
+                    }
+                    Message::Reopen => {
+                        if let Some(file) = &mut file {
+                            drop(file.reopen());
+                        }
+                    }
                 }
             }
         })?;
@@ -70,7 +81,7 @@ impl Write for Line {
 impl Drop for Line {
     fn drop(&mut self) {
         let line = std::mem::take(&mut self.bytes);
-        if let Err(TrySendError::Full(_)) = self.lines.0.try_send(line) {
+        if let Err(TrySendError::Full(_)) = self.lines.0.try_send(Message::Line(line)) {
             metrics::counter!("keystead_log_lines_dropped").increment(1);
         }
     }
@@ -90,6 +101,7 @@ const PARTS: [&str; 4] = ["keystead", "keystead_raft", "keystead_storage", "keys
 /// Changes levels while the process runs.
 struct Control {
     handle: reload::Handle<Targets, Registry>,
+    lines: Lines,
     levels: Mutex<Levels>,
 }
 
@@ -158,6 +170,14 @@ pub fn set_level(part: Option<&str>, level: Option<&str>) -> Result<(), String> 
     control.handle.reload(levels.filter()).map_err(|error| error.to_string())
 }
 
+/// Opens the log's file again, which may have been moved away.
+pub fn reopen() {
+    if let Some(control) = CONTROL.get() {
+        // A queue that is full is written by a thread that will find the file again at the next signal.
+        drop(control.lines.0.try_send(Message::Reopen));
+    }
+}
+
 /// Makes another level the configured one, and the present one of every part.
 ///
 /// # Errors
@@ -172,9 +192,10 @@ pub fn reconfigure(level: LogLevel) -> Result<(), String> {
 /// Installs the process's log.
 ///
 /// # Errors
-/// When the log file cannot be opened or another log has been installed.
-pub fn install(level: LogLevel, format: LogFormat, file: Option<&Path>) -> io::Result<()> {
+/// When the writing thread cannot be started or another log has been installed.
+pub fn install(level: LogLevel, format: LogFormat, file: Option<LogFile>) -> io::Result<()> {
     let lines = Lines::start(file)?;
+    let queue = lines.clone();
     let levels = Levels::new(level);
     let (filter, handle) = reload::Layer::new(levels.filter());
     let layer = tracing_subscriber::fmt::layer().with_writer(lines).with_ansi(false);
@@ -184,7 +205,7 @@ pub fn install(level: LogLevel, format: LogFormat, file: Option<&Path>) -> io::R
     };
     tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().map_err(io::Error::other)?;
     // The registry takes one log for the life of the process, so there is no second control to lose.
-    drop(CONTROL.set(Control { handle, levels: Mutex::new(levels) }));
+    drop(CONTROL.set(Control { handle, lines: queue, levels: Mutex::new(levels) }));
     Ok(())
 }
 

@@ -1,19 +1,23 @@
 //! The server process: configuration to listeners, signals to shutdown.
 
+mod certificates;
 mod dev;
 pub mod diagnose;
+mod listeners;
+mod log_file;
 mod logging;
+mod sanitized;
 mod start;
 mod stop;
 
 use std::{
     io::Write as _,
-    path::Path,
     sync::{Arc, OnceLock},
 };
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
+use self::log_file::LogFile;
 pub use crate::cli::ServerArgs;
 use crate::{
     config::{self, LogFormat, LogLevel, ServerConfig},
@@ -89,7 +93,25 @@ async fn configured(args: &ServerArgs) -> Result<(), Failure> {
     let server = start::Server::start(&config, start::Dev::of_environment()).await?;
     say(&server.banner(&config));
     say("==> Keystead server started! Log data will stream in below:\n");
-    server.run().await
+    server.run(|| reload(args)).await
+}
+
+/// Takes over what can change while the server runs: the level of the log, and the log's file, which whoever
+/// rotates logs may have moved away. Everything else needs a restart.
+fn reload(args: &ServerArgs) {
+    logging::reopen();
+    match config::load_with_env(&args.config, |name| std::env::var(name).ok()) {
+        Ok(config) if args.log_level.is_none() => {
+            if let Err(error) = logging::reconfigure(config.log_level) {
+                tracing::error!(error, "the level of the log stays as it is");
+            }
+        }
+        // The command line goes over the file.
+        Ok(_) => {}
+        Err(error) => {
+            tracing::error!(%error, "the configuration cannot be read; nothing of it is taken over")
+        }
+    }
 }
 
 /// What is done once per process: log, metrics, memory.
@@ -102,7 +124,7 @@ fn prepare_process(args: &ServerArgs, config: &ServerConfig) -> Result<(), Failu
         Some(text) => LogFormat::parse(text).map_err(Failure)?,
         None => config.log_format,
     };
-    install_log(level, format, config.log_file.as_deref())?;
+    install_log(level, format, config)?;
     // A panic's message may hold what was being worked on; its place is enough to find it.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -119,7 +141,9 @@ fn prepare_process(args: &ServerArgs, config: &ServerConfig) -> Result<(), Failu
     Ok(())
 }
 
-fn install_log(level: LogLevel, format: LogFormat, file: Option<&Path>) -> Result<(), Failure> {
+fn install_log(level: LogLevel, format: LogFormat, config: &ServerConfig) -> Result<(), Failure> {
+    let file = config.log_file.as_deref().map(|path| LogFile::open(path, config.log_rotation.clone()));
+    let file = file.transpose().map_err(|e| Failure(format!("the log cannot be opened: log_file: {e}")))?;
     logging::install(level, format, file).map_err(|e| Failure(format!("the log cannot be opened: {e}")))
 }
 

@@ -1,9 +1,8 @@
 //! From a checked configuration to a running node.
 
 use std::{
-    io,
-    net::{TcpListener, ToSocketAddrs as _},
-    path::Path,
+    net::TcpListener,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -12,15 +11,20 @@ use keystead_storage::{
     DataDir,
     datadir::{read_file, write_file_durably},
 };
-use keystead_tls::{ApiTls, ApiTlsFiles, ClientTls, MinVersion};
+use keystead_tls::ClientTls;
 use tokio::sync::watch;
 
-use super::{Failure, say, stop, tls_source};
+use super::{
+    Failure,
+    certificates::Certificates,
+    listeners::{Listener, bind},
+    sanitized, say, stop, tls_source,
+};
 use crate::{
     api,
     config::{
-        LinearizableReads, ListenAddress, ListenerConfig, ListenerTls, RaftStorageConfig, RetryJoin,
-        ServerConfig, StorageConfig, TcpListenerConfig, TlsVersion,
+        LinearizableReads, ListenAddress, ListenerConfig, RaftStorageConfig, RetryJoin, ServerConfig,
+        StorageConfig, TcpListenerConfig,
     },
     core::{Core, Settings},
     node::{JoinTarget, Node, NodeSettings, uuid},
@@ -63,10 +67,13 @@ pub struct Server {
     pub node: Arc<Node>,
     /// Answers requests.
     pub core: Arc<Core>,
-    listeners: Vec<(TcpListener, Option<Arc<ApiTls>>)>,
+    listeners: Vec<Listener>,
     api_addr: String,
     cluster_addr: String,
     parent: bool,
+    pid_file: Option<PidFile>,
+    /// The data of storage "inmem", which goes with the server.
+    _temporary: Option<tempfile::TempDir>,
 }
 
 impl Server {
@@ -76,31 +83,29 @@ impl Server {
     /// Each with its remedy: a port taken, a data directory in use or of a newer format, an unreadable
     /// certificate, damage on the disk.
     pub async fn start(config: &ServerConfig, dev: Dev) -> Result<Self, Failure> {
-        let tcp: Vec<&TcpListenerConfig> = config
+        let first = config.listeners.iter().find_map(|listener| match listener {
+            ListenerConfig::Tcp(tcp) => Some(&**tcp),
+            ListenerConfig::Unix(_) => None,
+        });
+        let first = first.ok_or_else(|| Failure("a listener \"tcp\" must be configured".into()))?;
+        let mut listeners = config
             .listeners
             .iter()
-            .filter_map(|listener| match listener {
-                ListenerConfig::Tcp(tcp) => Some(&**tcp),
-                ListenerConfig::Unix(_) => None,
-            })
-            .collect();
-        let first = *tcp.first().ok_or_else(|| Failure("a listener \"tcp\" must be configured".into()))?;
-        let mut listeners = Vec::new();
-        for listener in &tcp {
-            listeners.push((bind(&listener.address)?, load_tls(listener.tls.as_ref())?));
-        }
+            .map(|listener| Listener::open(listener, config))
+            .collect::<Result<Vec<_>, _>>()?;
         let api_addr = match &config.api_addr {
             Some(addr) => addr.clone(),
             None => derived_api_addr(first)?,
         };
-        let cluster_listener = bind(&first.cluster_address)?;
-        let cluster_addr = cluster_addr(config, first)?;
-        let raft = storage(&config.storage)?;
+        let (cluster_listener, cluster_addr) = cluster_port(config, first)?;
+        let kind = config.storage.kind();
+        let broken =
+            |e: &dyn std::fmt::Display| Failure(format!("error initializing storage of type {kind}: {e}"));
+        let (raft, temporary) = storage(&config.storage).map_err(|e| broken(&e.0))?;
         let path = raft.path.clone();
-        let dir = tokio::task::spawn_blocking(move || DataDir::open(path))
-            .await?
-            .map_err(|e| Failure(format!("error initializing storage of type raft: {e}")))?;
+        let dir = tokio::task::spawn_blocking(move || DataDir::open(path)).await?.map_err(|e| broken(&e))?;
         let node_id = node_id(&raft, dir.path())?;
+        listeners.iter_mut().for_each(|listener| listener.name_node(config, &node_id));
         let retry_join = raft.retry_join.iter().map(join_target).collect::<Result<_, _>>()?;
         let max_entry_size = raft.max_entry_size_bytes.unwrap_or(MAX_ENTRY_SIZE);
         let node = Node::start(NodeSettings {
@@ -118,11 +123,19 @@ impl Server {
             dev_root_token: dev.root_token,
         })
         .await
-        .map_err(|e| Failure(format!("error initializing storage of type raft: {e}")))?;
-        let unauthenticated_metrics = tcp.iter().any(|listener| listener.unauthenticated_metrics_access);
-        let core = Core::new(node.clone(), Settings { unauthenticated_metrics, ..Settings::default() });
+        .map_err(|e| broken(&e))?;
+        let settings = Settings {
+            default_lease_ttl_s: config.default_lease_ttl_s,
+            max_lease_ttl_s: config.max_lease_ttl_s,
+            storage_type: kind,
+            sanitized: sanitized::document(config, &api_addr, &cluster_addr),
+            ..Settings::default()
+        };
+        let core = Core::new(node.clone(), settings);
         node.attach(&core);
-        Ok(Self { node, core, listeners, api_addr, cluster_addr, parent: dev.parent })
+        let pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
+        let parent = dev.parent;
+        Ok(Self { node, core, listeners, api_addr, cluster_addr, parent, pid_file, _temporary: temporary })
     }
 
     /// The block that is printed at start.
@@ -131,17 +144,12 @@ impl Server {
             ("Api Address".to_owned(), self.api_addr.clone()),
             ("Cluster Address".to_owned(), format!("https://{}", self.cluster_addr)),
         ];
-        for (n, (listener, tls)) in self.listeners.iter().enumerate() {
-            let address = listener.local_addr().map(|a| a.to_string()).unwrap_or_default();
-            let tls = if tls.is_some() { "enabled" } else { "disabled" };
-            let text = format!(
-                "tcp (addr: \"{address}\", cluster address: \"{}\", tls: \"{tls}\")",
-                self.cluster_addr
-            );
-            rows.push((format!("Listener {}", n + 1), text));
+        for (n, listener) in self.listeners.iter().enumerate() {
+            rows.push((format!("Listener {}", n + 1), listener.describe(&self.cluster_addr)));
         }
         rows.push(("Log Level".to_owned(), config.log_level.as_str().to_owned()));
-        rows.push(("Storage".to_owned(), format!("{} (HA available)", config.storage.kind())));
+        let available = if matches!(config.storage, StorageConfig::Raft(_)) { " (HA available)" } else { "" };
+        rows.push(("Storage".to_owned(), format!("{}{available}", config.storage.kind())));
         rows.push(("Version".to_owned(), format!("Keystead v{}", env!("CARGO_PKG_VERSION"))));
         rows.sort();
         let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
@@ -150,28 +158,29 @@ impl Server {
     }
 
     /// Serves until there is a reason to stop, then stops in order: no new connections, leadership handed over,
-    /// requests in flight answered, state flushed.
-    pub async fn run(self) -> Result<(), Failure> {
+    /// requests in flight answered, state flushed. At SIGHUP certificates are read again, and `reload` is called
+    /// for everything else.
+    pub async fn run(self, reload: impl Fn()) -> Result<(), Failure> {
         let (stop_tx, stop_rx) = watch::channel(false);
         let mut serving = tokio::task::JoinSet::new();
-        let certificates: Vec<Arc<ApiTls>> =
-            self.listeners.iter().filter_map(|(_, tls)| tls.clone()).collect();
-        for (listener, tls) in self.listeners {
+        let mut loaded = Vec::new();
+        let mut kept = Vec::new();
+        for listener in self.listeners {
+            let (socket, tls, rules, keep) = listener.into_parts();
+            loaded.extend(tls.clone());
+            kept.push(keep);
             let tls = tls.as_ref().map(tls_source);
-            serving.spawn(api::serve(listener, tls, self.core.clone(), stop_rx.clone()));
+            serving.spawn(api::serve(socket, tls, self.core.clone(), rules, stop_rx.clone()));
         }
+        let certificates = Arc::new(parking_lot::Mutex::new(Certificates::new(loaded)));
+        let watching = tokio::spawn(Certificates::watch(Arc::clone(&certificates), Arc::clone(&self.core)));
         let reason = stop::wait(self.parent, || {
             say("==> Keystead reload triggered");
-            for certificate in &certificates {
-                match certificate.reload() {
-                    Ok(()) => tracing::info!("listener certificate reloaded"),
-                    Err(error) => {
-                        tracing::error!(%error, "listener certificate kept: the new one cannot be used")
-                    }
-                }
-            }
+            certificates.lock().reload();
+            reload();
         })
         .await?;
+        watching.abort();
         say("==> Keystead shutdown triggered");
         tracing::info!(?reason, "shutting down");
         self.node.shutdown_started().await;
@@ -185,46 +194,41 @@ impl Server {
                 Err(error) => tracing::error!(%error, "a listener failed"),
             }
         }
+        drop(kept);
         self.node.shutdown().await;
+        drop(self.pid_file);
         tracing::info!("stopped");
         Ok(())
     }
 }
 
-fn bind(address: &ListenAddress) -> Result<TcpListener, Failure> {
-    let text = address.to_string();
-    let failed = |error: io::Error| {
-        let remedy = match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                "bind: address already in use: another process listens there; stop it or choose another address"
-            }
-            io::ErrorKind::AddrNotAvailable => {
-                "bind: cannot assign requested address: this machine does not have it"
-            }
-            io::ErrorKind::PermissionDenied => "bind: permission denied: ports below 1024 need a privilege",
-            _ => "bind failed",
-        };
-        Failure(format!("Error initializing listener of type tcp: listen tcp {text}: {remedy}"))
-    };
-    let addresses: Vec<_> = text.to_socket_addrs().map_err(failed)?.collect();
-    TcpListener::bind(&addresses[..]).map_err(failed)
+/// The file with the process's id, removed when it is dropped.
+struct PidFile(PathBuf);
+
+impl PidFile {
+    fn write(path: &Path) -> Result<Self, Failure> {
+        std::fs::write(path, format!("{}\n", std::process::id()))
+            .map_err(|e| Failure(format!("could not store PID: pid_file {}: {e}", path.display())))?;
+        Ok(Self(path.to_owned()))
+    }
 }
 
-fn load_tls(tls: Option<&ListenerTls>) -> Result<Option<Arc<ApiTls>>, Failure> {
-    let Some(tls) = tls else { return Ok(None) };
-    let files = ApiTlsFiles {
-        cert_file: tls.cert_file.clone(),
-        key_file: tls.key_file.clone(),
-        client_ca_file: tls.client_ca_file.clone(),
-        require_client_cert: tls.require_and_verify_client_cert,
-        min_version: match tls.min_version {
-            TlsVersion::Tls12 => MinVersion::Tls12,
-            TlsVersion::Tls13 => MinVersion::Tls13,
-        },
-    };
-    let loaded =
-        ApiTls::load(files).map_err(|e| Failure(format!("Error initializing listener of type tcp: {e}")))?;
-    Ok(Some(Arc::new(loaded)))
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        // Somebody may have removed it already.
+        drop(std::fs::remove_file(&self.0));
+    }
+}
+
+/// The cluster port, and the address at which others reach it. A storage of a single node has no others: its
+/// port is one that nobody is told, on an address that only this machine has.
+fn cluster_port(config: &ServerConfig, first: &TcpListenerConfig) -> Result<(TcpListener, String), Failure> {
+    if matches!(config.storage, StorageConfig::Raft(_)) {
+        return Ok((bind(&first.cluster_address)?, cluster_addr(config, first)?));
+    }
+    let listener = bind(&ListenAddress { host: "127.0.0.1".to_owned(), port: 0 })?;
+    let address = listener.local_addr()?.to_string();
+    Ok((listener, address))
 }
 
 fn derived_api_addr(listener: &TcpListenerConfig) -> Result<String, Failure> {
@@ -252,15 +256,17 @@ fn unspecified(host: &str) -> bool {
     host.is_empty() || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_unspecified())
 }
 
-/// The raft storage that stands behind every kind of storage: `file` is a single node on it.
-fn storage(config: &StorageConfig) -> Result<RaftStorageConfig, Failure> {
-    match config {
-        StorageConfig::Raft(raft) => Ok((**raft).clone()),
-        StorageConfig::File { path } => Ok(RaftStorageConfig::new(path.clone())),
-        StorageConfig::Inmem => Err(Failure(
-            "storage \"inmem\" is not built yet: use `server -dev` for a server that keeps nothing, or storage \"raft\"".into(),
-        )),
-    }
+/// The raft storage that stands behind every kind of storage: `file` is a single node on it, `inmem` one on a
+/// directory that is gone afterwards.
+fn storage(config: &StorageConfig) -> Result<(RaftStorageConfig, Option<tempfile::TempDir>), Failure> {
+    Ok(match config {
+        StorageConfig::Raft(raft) => ((**raft).clone(), None),
+        StorageConfig::File { path } => (RaftStorageConfig::new(path.clone()), None),
+        StorageConfig::Inmem => {
+            let dir = tempfile::Builder::new().prefix("keystead-inmem-").tempdir()?;
+            (RaftStorageConfig::new(dir.path().join("data")), Some(dir))
+        }
+    })
 }
 
 /// The configured node id, or the one that was generated for this data directory.

@@ -15,7 +15,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, We
 use rustls::sign::CertifiedKey;
 use rustls::{
     DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
-    SupportedProtocolVersion,
+    SupportedCipherSuite, SupportedProtocolVersion,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 
@@ -35,8 +35,15 @@ pub struct ApiTlsFiles {
     /// Serve only clients whose certificate chains to `client_ca_file`
     /// (`tls_require_and_verify_client_cert`).
     pub require_client_cert: bool,
+    /// Ask no client for a certificate (`tls_disable_client_certs`).
+    pub disable_client_certs: bool,
     /// The oldest version served (`tls_min_version`).
     pub min_version: MinVersion,
+    /// Serve nothing newer than TLS 1.2 (`tls_max_version`).
+    pub only_tls12: bool,
+    /// The cipher suites of TLS 1.2 on offer, by their IANA names; empty for all there are
+    /// (`tls_cipher_suites`). Those of TLS 1.3 are always on offer, as in Go.
+    pub cipher_suites: Vec<String>,
 }
 
 /// The oldest TLS version that a listener serves.
@@ -91,11 +98,19 @@ impl ApiTls {
     /// # Errors
     /// [`Error::ReadFile`], [`Error::Invalid`] or [`Error::KeyMismatch`], each naming the file.
     pub fn load(files: ApiTlsFiles) -> Result<ApiTls> {
-        let provider = provider();
+        let provider = offered(&files.cipher_suites)?;
         let certificate = Arc::new(CurrentCertificate(RwLock::new(Loaded::read(&files)?)));
-        let mut config = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(files.min_version.versions())?
-            .with_client_cert_verifier(client_verifier(&files, provider)?)
+        let versions = match (files.only_tls12, files.min_version) {
+            (false, oldest) => oldest.versions(),
+            (true, MinVersion::Tls12) => &[&rustls::version::TLS12][..],
+            (true, MinVersion::Tls13) => {
+                return Err(Error::invalid("tls_max_version", "is below tls_min_version"));
+            }
+        };
+        let verifier = client_verifier(&files, Arc::clone(&provider))?;
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)?
+            .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::clone(&certificate) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         if files.require_client_cert {
@@ -124,10 +139,46 @@ impl ApiTls {
         Ok(())
     }
 
+    /// The configured certificate file.
+    pub fn cert_file(&self) -> &Path {
+        &self.files.cert_file
+    }
+
+    /// When certificate and key were last changed on the disk, whichever was later; `None` while one of them
+    /// cannot be looked at.
+    pub fn changed(&self) -> Option<SystemTime> {
+        let changed = |path: &Path| std::fs::metadata(path).and_then(|found| found.modified()).ok();
+        Some(changed(&self.files.cert_file)?.max(changed(&self.files.key_file)?))
+    }
+
     /// When the certificate that is served now runs out.
     pub fn not_after(&self) -> SystemTime {
         self.certificate.0.read().not_after
     }
+}
+
+/// The provider, with as few cipher suites of TLS 1.2 as were asked for.
+fn offered(names: &[String]) -> Result<Arc<CryptoProvider>> {
+    let provider = provider();
+    if names.is_empty() {
+        return Ok(provider);
+    }
+    let mut fewer = (*provider).clone();
+    fewer.cipher_suites.retain(|suite| {
+        let own = format!("{:?}", suite.suite());
+        suite.tls13().is_some() || names.contains(&own)
+    });
+    for name in names {
+        let known = |suite: &SupportedCipherSuite| {
+            let own = format!("{:?}", suite.suite());
+            // TLS 1.3's have two spellings: IANA's and the library's.
+            own == *name || own.replace("TLS13_", "TLS_") == *name
+        };
+        if !provider.cipher_suites.iter().any(known) {
+            return Err(Error::invalid("tls_cipher_suites", format!("{name} is not offered")));
+        }
+    }
+    Ok(Arc::new(fewer))
 }
 
 /// The judge of client certificates that the configuration asks for.
@@ -137,6 +188,9 @@ fn client_verifier(
 ) -> Result<Arc<dyn ClientCertVerifier>> {
     // Read even where it is not demanded, so that a wrong file is found at start.
     let roots = files.client_ca_file.as_deref().map(client_roots).transpose()?;
+    if files.disable_client_certs && !files.require_client_cert {
+        return Ok(WebPkiClientVerifier::no_client_auth());
+    }
     if !files.require_client_cert {
         return Ok(Arc::new(AnyClient { provider }));
     }

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use keystead_tls::{ApiTls, ApiTlsFiles, MinVersion};
+use keystead_tls::ApiTls;
 
 use super::{Check, tcp_listeners};
 use crate::cli::certificate::Certificate;
 use crate::cli::time::Timestamp;
 use crate::client::Address;
-use crate::config::{ListenerTls, ServerConfig, StorageConfig, TlsVersion};
+use crate::config::{ListenerTls, ServerConfig, StorageConfig};
+use crate::server::listeners::tls_files;
 
 /// From here on an expiry is a warning.
 const SOON_DAYS: i64 = 30;
@@ -44,17 +45,7 @@ pub(super) fn check(config: &ServerConfig) -> Check {
 /// Whether the server can use certificate and key: read by the code that will read them.
 fn pair(tls: &ListenerTls) -> Check {
     const NAME: &str = "Check Listener Certificate";
-    let files = ApiTlsFiles {
-        cert_file: tls.cert_file.clone(),
-        key_file: tls.key_file.clone(),
-        client_ca_file: tls.client_ca_file.clone(),
-        require_client_cert: tls.require_and_verify_client_cert,
-        min_version: match tls.min_version {
-            TlsVersion::Tls12 => MinVersion::Tls12,
-            TlsVersion::Tls13 => MinVersion::Tls13,
-        },
-    };
-    match ApiTls::load(files) {
+    match ApiTls::load(tls_files(tls)) {
         Ok(_) => Check::ok(NAME, format!("{} and its key belong together", tls.cert_file.display())),
         Err(error) => {
             let advice = "correct the file or its path; \"tls inspect\" shows what a certificate says";

@@ -226,6 +226,50 @@ async fn tls_1_2_is_served_unless_the_minimum_is_1_3() {
 }
 
 #[tokio::test]
+async fn nothing_newer_than_the_maximum_is_served() {
+    let pki = Pki::new();
+    let capped = ApiTls::load(ApiTlsFiles { only_tls12: true, ..pki.files() }).unwrap();
+    let new = Arc::new(pki.client(&rustls::version::TLS13));
+    connect(capped.server_config(), new, localhost()).await.refused_by_server();
+    let old = Arc::new(pki.client(&rustls::version::TLS12));
+    connect(capped.server_config(), old, localhost()).await.established();
+    let none = ApiTlsFiles { only_tls12: true, min_version: MinVersion::Tls13, ..pki.files() };
+    assert!(ApiTls::load(none).err().unwrap().to_string().contains("tls_max_version"));
+}
+
+#[tokio::test]
+async fn only_the_cipher_suites_that_were_asked_for_are_offered() {
+    let pki = Pki::new();
+    let with = |names: &[&str]| {
+        let cipher_suites = names.iter().map(|name| (*name).to_owned()).collect();
+        ApiTls::load(ApiTlsFiles { cipher_suites, ..pki.files() })
+    };
+    let suite = "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256";
+    let picky = with(&[suite, "TLS_AES_128_GCM_SHA256"]).unwrap();
+    let old = Arc::new(pki.client(&rustls::version::TLS12));
+    let connection = connect(picky.server_config(), Arc::clone(&old), localhost()).await;
+    let agreed = connection.established().0.get_ref().1.negotiated_cipher_suite().unwrap().suite();
+    assert_eq!(format!("{agreed:?}"), suite);
+    let new = Arc::new(pki.client(&rustls::version::TLS13));
+    connect(picky.server_config(), new, localhost()).await.established();
+    // Only for certificates of another kind, so that nothing is left in common.
+    let rsa = with(&["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"]).unwrap();
+    connect(rsa.server_config(), old, localhost()).await.refused_by_server();
+    assert!(with(&["TLS_RSA_WITH_RC4_128_SHA"]).err().unwrap().to_string().contains("not offered"));
+}
+
+#[tokio::test]
+async fn a_listener_may_leave_client_certificates_alone() {
+    let pki = Pki::new();
+    let listener = ApiTls::load(ApiTlsFiles { disable_client_certs: true, ..pki.files() }).unwrap();
+    let (chain, key) = fixture("p256.crt.pem", "p256.sec1.pem");
+    let client = presenting(&pki.client(&rustls::version::TLS13), chain, &key);
+    let connection = connect(listener.server_config(), client, localhost()).await;
+    let server = connection.server.unwrap();
+    assert!(server.get_ref().1.peer_certificates().is_none(), "it was not asked");
+}
+
+#[tokio::test]
 async fn http_2_and_1_1_are_offered_in_this_order() {
     let pki = Pki::new();
     let mut client = pki.client(&rustls::version::TLS13);
