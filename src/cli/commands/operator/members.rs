@@ -1,6 +1,6 @@
 //! `operator members`.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::cli::output::{self, Document, Format};
 use crate::cli::time::Timestamp;
@@ -18,8 +18,8 @@ pub fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
         ui.output(&table(&nodes));
         return Ok(0);
     }
-    let nodes: Vec<Value> = nodes.iter().map(with_all_fields).collect();
-    Ok(output::print(ui, format, Document::object([("Nodes", nodes)])))
+    let nodes = nodes.iter().map(document).collect();
+    Ok(output::print(ui, format, Document::object([("Nodes", Document::List(nodes))])))
 }
 
 fn table(nodes: &[Value]) -> String {
@@ -40,14 +40,21 @@ fn table(nodes: &[Value]) -> String {
     output::table(&header, &nodes.iter().map(row).collect::<Vec<_>>())
 }
 
-/// A node with the fields that Vault's structure always has.
-fn with_all_fields(node: &Value) -> Value {
-    let mut all = json!({"hostname": "", "api_address": "", "cluster_address": "", "active_node": false,
-        "last_echo": null, "version": "", "upgrade_version": ""});
-    for (name, value) in node.as_object().into_iter().flatten() {
-        all[name] = value.clone();
-    }
-    all
+/// A node with the fields that Vault's structure always has, in its order; what else the server knows follows.
+fn document(node: &Value) -> Document {
+    let always: [(&str, Value); 7] = [
+        ("hostname", "".into()),
+        ("api_address", "".into()),
+        ("cluster_address", "".into()),
+        ("active_node", false.into()),
+        ("last_echo", Value::Null),
+        ("version", "".into()),
+        ("upgrade_version", "".into()),
+    ];
+    let known = always.iter().map(|(name, absent)| (*name, node.get(*name).unwrap_or(absent).clone()));
+    let others = node.as_object().into_iter().flatten();
+    let others = others.filter(|(name, _)| !always.iter().any(|(known, _)| known == name));
+    Document::object(known.chain(others.map(|(name, value)| (name.as_str(), value.clone()))))
 }
 
 fn text(node: &Value, field: &str) -> String {
@@ -57,6 +64,7 @@ fn text(node: &Value, field: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn the_active_node_has_no_echo() {
