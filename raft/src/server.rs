@@ -330,6 +330,7 @@ impl Server {
                 }
                 Kind::Append => {
                     let request = wire::decode_append(frame.payload).map_err(std::io::Error::other)?;
+                    self.check_possible(&request).map_err(std::io::Error::other)?;
                     streams.retain(|_, stream| !stream.is_closed());
                     if !streams.contains_key(&frame.stream) {
                         if streams.len() >= STREAMS_PER_CONNECTION {
@@ -355,6 +356,25 @@ impl Server {
             }
             self.connections.heard(&caller.hello);
         }
+    }
+
+    /// Refuses an append that no leader can send: one whose entries, up to what is committed here, are of a later
+    /// term than what is committed. The library takes its absence for granted.
+    fn check_possible(&self, request: &AppendEntriesRequest<TypeConfig>) -> Result<(), String> {
+        let committed = self.raft.metrics().borrow_watched().local_committed;
+        let Some(committed) = committed else { return Ok(()) };
+        let entries = request.entries.iter().map(|entry| entry.log_id);
+        let impossible = request
+            .prev_log_id
+            .into_iter()
+            .chain(entries)
+            .take_while(|id| id.index <= committed.index)
+            .any(|id| id > committed);
+        if impossible {
+            metrics::counter!("keystead_cluster_impossible_appends").increment(1);
+            return Err("an append contradicts what is committed".into());
+        }
+        Ok(())
     }
 
     /// Feeds one stream to the library and sends its answers back in order.
@@ -461,6 +481,7 @@ impl Server {
 
     async fn heartbeat(&self, caller: &Caller, body: Bytes) -> Result<Bytes, String> {
         let request = wire::decode_append(body).map_err(|e| e.to_string())?;
+        self.check_possible(&request)?;
         let input = futures_util::stream::iter([request]);
         let mut answers = std::pin::pin!(self.raft.stream_append(input));
         match answers.next().await {

@@ -1,11 +1,11 @@
 //! `sys/init`: a new vault, a new cluster, its first member.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use keystead_raft::{
-    Directory, DirectoryMember, Identity, ProposeOutcome, Replicated as _, VaultSide, fresh_incarnation,
-    hello::FEATURE_LEVEL,
+    Directory, DirectoryMember, Identity, ProposeError, ProposeOutcome, Replica, Replicated as _, VaultSide,
+    fresh_incarnation, hello::FEATURE_LEVEL,
 };
 use keystead_storage::{Check, RequestId, Txn, Write, datadir::write_file_durably};
 use keystead_tls::{ClusterCa, ClusterId, NodeKey, PeerName};
@@ -25,6 +25,8 @@ use crate::{
 
 /// While this file is there, an initialisation has begun and nobody was handed a share: what it left is undone.
 const MARKER: &str = "initialising";
+/// How long the first entry may be turned away.
+const FIRST_ENTRY: Duration = Duration::from_secs(10);
 
 /// Removes what an interrupted initialisation left.
 pub fn undo_interrupted(data_dir: &Path) -> Result<(), StartError> {
@@ -89,6 +91,21 @@ fn params(request: &InitRequest) -> Result<InitParams, ApiError> {
         return Err(invalid_config("threshold must be greater than one for multiple shares"));
     }
     Ok(InitParams { shares, threshold, now_ms: keystead_raft::clock::wall_ms() })
+}
+
+/// Proposes the first entry. A leader that has only just won may turn it away for a moment.
+async fn first_entry(replica: &Replica, txn: Txn) -> Result<(), String> {
+    let deadline = tokio::time::Instant::now() + FIRST_ENTRY;
+    loop {
+        match replica.propose(txn.clone()).await {
+            Ok(ProposeOutcome::Applied(_)) => return Ok(()),
+            Err(ProposeError::NotLeader) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Ok(other) => return Err(format!("{other:?}")),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
 }
 
 /// Everything of a new cluster that is drawn before anything is written.
@@ -204,10 +221,7 @@ impl Node {
             writes,
             response: Bytes::new(),
         };
-        match replica.propose(txn).await.map_err(|e| failed("writing the first entry")(&e))? {
-            ProposeOutcome::Applied(_) => {}
-            other => return Err(failed("writing the first entry")(&format!("{other:?}"))),
-        }
+        first_entry(&replica, txn).await.map_err(|e| failed("writing the first entry")(&e))?;
         Ok(InitResponse {
             keys_hex: shares.iter().map(seal::Share::to_hex).collect(),
             keys_base64: shares.iter().map(seal::Share::to_base64).collect(),

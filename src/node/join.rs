@@ -305,7 +305,9 @@ impl Node {
         self.joining.lock().last_error.clone()
     }
 
-    async fn attempt(&self, target: &JoinTarget,
+    async fn attempt(
+        &self,
+        target: &JoinTarget,
         config: &SealConfig,
         keys: &OpenKeys,
     ) -> Result<(), Attempt> {
@@ -617,9 +619,7 @@ pub fn join_error(error: JoinError) -> ApiError {
         | JoinError::Collision
         | JoinError::Removed
         | JoinError::LastVoter
-        | JoinError::Unsafe { .. } => {
-            ApiError::invalid(error.to_string())
-        }
+        | JoinError::Unsafe { .. } => ApiError::invalid(error.to_string()),
         JoinError::Propose(_) => ApiError::Busy(error.to_string()),
         JoinError::Directory(_) => ApiError::internal("the directory", &error),
     }

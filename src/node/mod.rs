@@ -241,7 +241,7 @@ impl Node {
     fn drop_keys(&self) {
         self.keys.write().take();
         self.provisional.write().take();
-        
+
         self.progress.lock().reset();
         if let Some(core) = self.core() {
             core.forget();
