@@ -85,11 +85,6 @@ impl Session {
         })
     }
 
-    /// The address that answered last, the first one to begin with.
-    pub fn address(&self) -> String {
-        self.client.address().to_string()
-    }
-
     /// The token that calls carry.
     pub fn token(&self) -> Option<&Token> {
         self.client.token()

@@ -95,12 +95,18 @@ fn entry(mount: &Value) -> Document {
         "running_plugin_version",
         "running_sha256",
     ];
-    let Some(fields) = mount.as_object() else { return mount.clone().into() };
-    let known = ORDER
-        .iter()
-        .filter_map(|key| fields.get(*key).map(|value| ((*key).to_owned(), value.clone().into())));
-    let others = fields.iter().filter(|(key, _)| !ORDER.contains(&key.as_str()));
-    Document::Object(known.chain(others.map(|(key, value)| (key.clone(), value.clone().into()))).collect())
+    const CONFIG: [&str; 3] = ["default_lease_ttl", "max_lease_ttl", "force_no_cache"];
+    ordered(mount, &ORDER, |name, value| match name {
+        "config" => ordered(value, &CONFIG, |_, value| value.clone().into()),
+        _ => value.clone().into(),
+    })
+}
+
+fn ordered(value: &Value, order: &[&str], document: impl Fn(&str, &Value) -> Document) -> Document {
+    let Some(fields) = value.as_object() else { return value.clone().into() };
+    let known = order.iter().filter_map(|name| fields.get_key_value(*name));
+    let others = fields.iter().filter(|(name, _)| !order.contains(&name.as_str()));
+    Document::object(known.chain(others).map(|(name, value)| (name.as_str(), document(name, value))))
 }
 
 fn text(fields: &Value, key: &str) -> String {
