@@ -280,6 +280,8 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 }
 
 #[cfg(test)]
+mod bad_input_tests;
+#[cfg(test)]
 mod rule_tests;
 #[cfg(test)]
 mod tests;

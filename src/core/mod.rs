@@ -285,7 +285,7 @@ impl Core {
         let authorized = authenticated.authorize(route)?;
         let audited = authorized.audit(&*self.audit, request)?;
         let known = route.access != router::Access::None;
-        match route.handler {
+        let answer = match route.handler {
             Handler::Engine => self.run_engine(request, unsealed, txn),
             Handler::Unknown => Err(unknown_path(request)),
             Handler::Unsupported => Err(ApiError::UnsupportedOperation { authenticated: known }),
@@ -294,7 +294,11 @@ impl Core {
                 Ok(Answer::NoContent)
             }
             handler => self.answer_sys(&audited, handler, request, unsealed, txn),
-        }
+        }?;
+        Ok(match known_fields(route.handler, request.operation) {
+            Some(known) => answer.with_warnings(fields::Fields(&request.data).unknown_warning(known)),
+            None => answer,
+        })
     }
 
     fn run_engine(
@@ -342,6 +346,40 @@ pub fn initial_writes(
         seal_record(barrier, MountId::VAULT, &MOUNTS_PATH, kind::MOUNTS, &table)?,
         seal_record(barrier, MountId::VAULT, &path, kind::TOKEN, &record)?,
     ])
+}
+
+/// The fields that one of the vault's own endpoints reads, where Vault warns of others.
+fn known_fields(handler: Handler, operation: Operation) -> Option<&'static [&'static str]> {
+    Some(match (handler, operation) {
+        (Handler::Remount, _) => &["from", "to"],
+        (Handler::Random, _) => &["bytes", "format", "source"],
+        (Handler::Hash, _) => &["algorithm", "format", "input"],
+        (Handler::Lookup, _) => &["token"],
+        (Handler::Loggers, Operation::Update) => &["level"],
+        (Handler::Metrics, _) => &["format"],
+        (
+            Handler::Mounts
+            | Handler::Mount
+            | Handler::AuthMounts
+            | Handler::AuthMount
+            | Handler::RemountStatus
+            | Handler::VisibleMounts
+            | Handler::VisibleMount
+            | Handler::KeyStatus
+            | Handler::RaftConfiguration
+            | Handler::HaStatus
+            | Handler::HostInfo
+            | Handler::VersionHistory
+            | Handler::Sanitized
+            | Handler::Loggers
+            | Handler::ResultantAcl
+            | Handler::VisibleNamespaces
+            | Handler::ReplicationStatus
+            | Handler::LookupSelf,
+            Operation::Read | Operation::List,
+        ) => &[],
+        _ => return None,
+    })
 }
 
 fn unknown_path(request: &Request) -> ApiError {

@@ -76,7 +76,8 @@ pub(super) fn handle(request: &EngineRequest<'_>, txn: &mut Transaction) -> Resu
         ("undelete", Operation::Update) => key.change_versions(Change::Undelete, txn),
         ("destroy", Operation::Update) => key.change_versions(Change::Destroy, txn),
         ("metadata", Operation::Read) => {
-            Ok(Answer::data(key.meta(txn)?.ok_or(ApiError::NotFound)?.to_json()))
+            let shown = Answer::data(key.meta(txn)?.ok_or(ApiError::NotFound)?.to_json());
+            Ok(shown.with_warnings(Fields(key.data).unknown_warning(&[])))
         }
         ("metadata", Operation::Update) => key.write_metadata(false, txn),
         ("metadata", Operation::Patch) => key.write_metadata(true, txn),
@@ -221,7 +222,8 @@ impl Key<'_> {
         let mut body = Map::new();
         body.insert("metadata".to_owned(), shown.into());
         body.insert("subkeys".to_owned(), subkeys.unwrap_or(Value::Null));
-        let logical = Logical { data: Some(body), ..Logical::default() };
+        let warnings = Fields(self.data).unknown_warning(&["version", "depth"]);
+        let logical = Logical { data: Some(body), warnings, ..Logical::default() };
         Ok(if missing { Answer::Missing(logical) } else { Answer::Logical(logical) })
     }
 

@@ -8,6 +8,8 @@ mod log_file;
 mod logging;
 mod sanitized;
 mod start;
+#[cfg(test)]
+mod start_tests;
 mod stop;
 
 use std::{

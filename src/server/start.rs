@@ -108,6 +108,7 @@ impl Server {
         listeners.iter_mut().for_each(|listener| listener.name_node(config, &node_id));
         let retry_join = raft.retry_join.iter().map(join_target).collect::<Result<_, _>>()?;
         let max_entry_size = raft.max_entry_size_bytes.unwrap_or(MAX_ENTRY_SIZE);
+        let pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
         let node = Node::start(NodeSettings {
             dir: Arc::new(dir),
             node_id,
@@ -133,7 +134,6 @@ impl Server {
         };
         let core = Core::new(node.clone(), settings);
         node.attach(&core);
-        let pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
         let parent = dev.parent;
         Ok(Self { node, core, listeners, api_addr, cluster_addr, parent, pid_file, _temporary: temporary })
     }
