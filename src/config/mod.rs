@@ -33,7 +33,8 @@ pub use listener::{
     TcpListenerConfig, TlsVersion, UnixListenerConfig, XForwardedFor,
 };
 pub use server::{
-    DEFAULT_LEASE_TTL_S, DEFAULT_MAX_REQUEST_DURATION, LinearizableReads, LogFormat, LogLevel, LogRotation, PluginConfig, ServerConfig,
+    DEFAULT_LEASE_TTL_S, DEFAULT_MAX_REQUEST_DURATION, LinearizableReads, LogFormat, LogLevel, LogRotation,
+    PluginConfig, ServerConfig,
 };
 pub use storage::{ClientKeyPem, RaftStorageConfig, RetryJoin, StorageConfig};
 pub use telemetry::TelemetryConfig;
