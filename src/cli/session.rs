@@ -1,10 +1,11 @@
 //! A command's conversation with a server: flags and environment in, API calls out.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -20,6 +21,9 @@ use crate::client::{Address, Client, ClientConfig, Response, Scheme, Token, esca
 /// Where a server is if nobody says.
 const DEFAULT_ADDRESS: &str = "https://127.0.0.1:8200";
 
+/// The pause before a read is sent again, Vault's shortest.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// What is done in place of a call, or for it.
 struct Extra {
     wrap_ttl: Option<GoDuration>,
@@ -32,6 +36,7 @@ pub struct Session {
     runtime: tokio::runtime::Runtime,
     namespace: Option<String>,
     extra: Extra,
+    retries: u32,
     instead: Instead,
     program: &'static str,
     configured_headers: Vec<(HeaderName, HeaderValue)>,
@@ -72,6 +77,7 @@ impl Session {
             runtime: runtime.map_err(|error| format!("cannot start the event loop: {error}"))?,
             namespace,
             extra,
+            retries: settings.retries()?,
             instead: invocation.instead,
             program: invocation.program.command(),
             configured_headers,
@@ -249,8 +255,17 @@ impl Session {
     ) -> Result<Response, ApiError> {
         // The buffer is wiped when HTTP lets go of it; what the socket and TLS copied of it is not.
         let body = body.map(|body| Bytes::from_owner(WipedBody(body)));
-        let request = self.client.request(method, target, body, headers);
-        self.runtime.block_on(request).map_err(ApiError::Client)
+        // What changes something is sent once: after an error it may have been done all the same.
+        let retries = if method == "GET" { self.retries } else { 0 };
+        self.runtime.block_on(async {
+            for _ in 0..retries {
+                match self.client.request(method, target, body.clone(), headers).await {
+                    Ok(answer) if !is_passing(answer.status) => return Ok(answer),
+                    _ => tokio::time::sleep(RETRY_AFTER).await,
+                }
+            }
+            self.client.request(method, target, body, headers).await.map_err(ApiError::Client)
+        })
     }
 
     fn error_of(&self, method: &str, response: &Response) -> Option<ApiError> {
@@ -347,6 +362,12 @@ impl CurlTls {
         ];
         files.into_iter().filter_map(|(option, file)| Some((option, file.as_ref()?)))
     }
+}
+
+/// Whether the same request may be answered otherwise a moment later.
+fn is_passing(status: StatusCode) -> bool {
+    status == StatusCode::PRECONDITION_FAILED
+        || status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
 }
 
 /// The addresses in a list with commas, the order kept.

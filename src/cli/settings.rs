@@ -15,7 +15,8 @@ pub const HTTP_FLAGS: &[Flag] = &[
     Flag::new(
         "address",
         Kind::Text,
-        "Address of the server (VAULT_ADDR); https://127.0.0.1:8200 by default.",
+        "Address of the server, or several with commas between them, of which the next is asked when one does \
+         not answer (VAULT_ADDR); https://127.0.0.1:8200 by default.",
     ),
     Flag::new("ca-cert", Kind::Text, "PEM file of trusted certificates (VAULT_CACERT)."),
     Flag::new("ca-path", Kind::Text, "Directory of PEM files of trusted certificates (VAULT_CAPATH)."),
@@ -92,6 +93,14 @@ impl<'a> Settings<'a> {
             Some(GoDuration(nanos)) if nanos > 0 => Ok(Duration::from_nanos(nanos.unsigned_abs())),
             _ => Ok(Duration::from_secs(60)),
         }
+    }
+
+    /// How often a read is sent again after an error of the server; none by default, as with Vault.
+    pub(super) fn retries(&self) -> Result<u32, String> {
+        let Some(text) = self.environment.non_empty("MAX_RETRIES") else { return Ok(0) };
+        text.trim().parse().map_err(|_| {
+            format!("could not parse {}: {text:?} is not a number", self.environment.name_of("MAX_RETRIES"))
+        })
     }
 
     pub(super) fn wrap_ttl(&self) -> Result<Option<GoDuration>, String> {

@@ -59,7 +59,10 @@ impl Stage {
                 return key.trim().to_owned();
             }
             let ended = self.server.try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < deadline, "no server: {ended:?}\n{printed}");
+            if ended.is_some() || Instant::now() > deadline {
+                let said = std::fs::read_to_string(log.with_extension("err")).unwrap();
+                panic!("no server: {ended:?}\n{printed}\n{said}");
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
     }

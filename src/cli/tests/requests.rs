@@ -194,3 +194,24 @@ fn status_prints_the_servers_warnings_beside_the_result() {
         );
     }
 }
+
+#[test]
+fn reads_are_sent_again_where_that_is_asked_for_and_writes_never() {
+    let server = Server::playing(&[
+        ("GET", "/v1/kv1/a", 503, r#"{"errors":["Vault is sealed"]}"#),
+        ("GET", "/v1/kv1/b", 403, DENIED),
+        ("PUT", "/v1/kv1/a", 503, r#"{"errors":["Vault is sealed"]}"#),
+    ]);
+    let retrying = at(&server).with("VAULT_MAX_RETRIES", "1");
+    for (environment, args, sent) in [
+        (&at(&server), ["read", "kv1/a"].as_slice(), 1),
+        (&retrying, &["read", "kv1/a"], 2),
+        (&retrying, &["read", "kv1/b"], 1),
+        (&retrying, &["write", "kv1/a", "x=1"], 1),
+    ] {
+        assert_eq!(keystead(environment, "", args).code, 2);
+        assert_eq!(server.requests().len(), sent, "{args:?}");
+    }
+    let wrong = keystead(&at(&server).with("VAULT_MAX_RETRIES", "x"), "", &["read", "kv1/a"]);
+    assert_eq!((wrong.code, server.requests().len()), (1, 0));
+}
