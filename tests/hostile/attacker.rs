@@ -166,7 +166,8 @@ impl Line {
             body.put_slice(payload);
         }
         send(&mut self.stream, Kind::Append, 1, &body).await.unwrap();
-        let answer = receive(&mut self.stream).await.unwrap().expect("an answer to an append");
+        // A node that refuses what no leader can send ends the connection.
+        let Ok(Some(answer)) = receive(&mut self.stream).await else { return false };
         // 0 and the position it now has: all of it was taken.
         let mut taken = BytesMut::from(&[0u8][..]);
         put_position(&mut taken, Some(last));

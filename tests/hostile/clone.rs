@@ -226,7 +226,7 @@ async fn an_entry_under_a_forged_tag_stops_the_node_that_meets_it_and_no_other()
 }
 
 #[tokio::test]
-async fn an_append_that_contradicts_what_is_committed_stops_its_receiver_at_most_and_it_says_so() {
+async fn an_append_that_contradicts_what_is_committed_is_refused_and_changes_nothing() {
     let cluster = ready().await;
     for n in 0..5 {
         cluster.at(0).put("kept", &json!({ "n": n })).await.unwrap();
@@ -239,7 +239,7 @@ async fn an_append_that_contradicts_what_is_committed_stops_its_receiver_at_most
     let (last, term) = ends(&cluster, &attacker, &[victim]).await;
     let before_it = Position { term: last.term, index: last.index - 1 };
     let mut line = attacker.open(cluster.at(victim).config().cluster, Channel::Bulk).await.unwrap();
-    line.append(term + 5, attacker.incarnation(), before_it, &[command]).await;
+    assert!(!line.append(term + 5, attacker.incarnation(), before_it, &[command]).await, "it was taken");
     drop(line);
 
     Box::pin(cluster.bring_back(stolen)).await.unwrap();
@@ -247,8 +247,5 @@ async fn an_append_that_contradicts_what_is_committed_stops_its_receiver_at_most
         cluster.serves(at, SOON).await.unwrap();
         assert_eq!(cluster.at(at).get("kept").await.unwrap().unwrap()["n"], 4);
     }
-    // A node whose consensus has ended must not look like one that waits for a leader.
-    let serves = cluster.serves(victim, Duration::from_secs(5)).await.is_ok();
-    let log = cluster.at(victim).log();
-    assert!(serves || log.contains("consensus has stopped"), "{}", &log[log.len().saturating_sub(800)..]);
+    cluster.serves(victim, SOON).await.unwrap();
 }
