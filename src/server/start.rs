@@ -73,7 +73,7 @@ pub struct Server {
     parent: bool,
     pid_file: Option<PidFile>,
     /// The data of storage "inmem", which goes with the server.
-    _temporary: Option<tempfile::TempDir>,
+    temporary: Option<tempfile::TempDir>,
 }
 
 impl Server {
@@ -135,7 +135,7 @@ impl Server {
         let core = Core::new(node.clone(), settings);
         node.attach(&core);
         let parent = dev.parent;
-        Ok(Self { node, core, listeners, api_addr, cluster_addr, parent, pid_file, _temporary: temporary })
+        Ok(Self { node, core, listeners, api_addr, cluster_addr, parent, pid_file, temporary })
     }
 
     /// The block that is printed at start.
@@ -155,6 +155,12 @@ impl Server {
         let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         let rows: String = rows.iter().map(|(name, text)| format!("{name:>width$}: {text}\n")).collect();
         format!("==> Keystead server configuration:\n\n{rows}")
+    }
+
+    /// Where storage "inmem" has its data.
+    #[cfg(test)]
+    pub fn temporary_directory(&self) -> Option<PathBuf> {
+        self.temporary.as_ref().map(|dir| dir.path().to_owned())
     }
 
     /// Serves until there is a reason to stop, then stops in order: no new connections, leadership handed over,
@@ -196,7 +202,7 @@ impl Server {
         }
         drop(kept);
         self.node.shutdown().await;
-        drop(self.pid_file);
+        drop((self.pid_file, self.temporary));
         tracing::info!("stopped");
         Ok(())
     }

@@ -125,3 +125,34 @@ async fn a_data_directory_in_use_is_refused() {
     );
     drop(held);
 }
+
+#[tokio::test]
+async fn a_storage_of_a_single_node_starts_and_what_is_temporary_is_gone_afterwards() {
+    let place = Place::new();
+    let pid = place.path("pid");
+    let socket = place.path("api.sock");
+    for storage in ["storage \"inmem\" {}", "backend \"file\" {\n path = \"$/data\"\n}"] {
+        let text = format!(
+            "{storage}\nlistener \"tcp\" {{\n{PLAIN}\n}}\nlistener \"unix\" {{\n address = \"{socket}\"\n}}\npid_file = \"{pid}\"\n"
+        );
+        let file = place.dir.path().join("server.hcl");
+        fs::write(&file, text.replace('$', &place.dir.path().display().to_string())).unwrap();
+        let config = crate::config::load(&[file]).unwrap();
+        let server = Server::start(&config, Dev::default()).await.unwrap();
+        let kind = config.storage.kind();
+        let banner = server.banner(&config);
+        assert!(banner.contains(&format!("Storage: {kind}\n")) && banner.contains("unix (addr:"), "{banner}");
+        let path = crate::core::path::RequestPath::from_encoded("sys/seal-status").unwrap();
+        let request = crate::core::request::Request::new(crate::core::request::Operation::Read, path);
+        let answer = server.core.handle(request).await.result;
+        let Ok(crate::core::response::Answer::Raw(body)) = answer else { panic!("{answer:?}") };
+        assert!(body.contains(&format!("\"storage_type\":\"{kind}\"")), "{body}");
+        assert_eq!(fs::read_to_string(&pid).unwrap().trim(), std::process::id().to_string());
+        let temporary = server.temporary_directory();
+        assert_eq!(temporary.is_some(), kind == "inmem");
+        assert!(Path::new(&socket).exists());
+        drop(server);
+        assert!(!Path::new(&pid).exists() && !Path::new(&socket).exists());
+        assert!(temporary.is_none_or(|path| !path.exists()));
+    }
+}
