@@ -62,6 +62,8 @@ const APPENDS_PER_STREAM: usize = 64;
 const STREAMS_PER_CONNECTION: usize = 8;
 /// A snapshot of which no piece came for this long has been given up.
 const PIECES: Duration = Duration::from_secs(60);
+/// Memory for calls that are being worked on, in KiB.
+pub const CALLS_KIB: usize = 256 << 10;
 /// A connection of the same incarnation heard within this time is alive.
 const ALIVE: Duration = Duration::from_secs(3);
 
@@ -93,6 +95,8 @@ pub struct Server {
     pub requests: tokio::runtime::Handle,
     /// Live connections by peer.
     pub connections: Connections,
+    /// Memory for calls that are being worked on, in KiB.
+    pub memory_kib: Arc<Semaphore>,
     /// The snapshot that is coming in; a new one takes the place of one that was given up.
     pub incoming: tokio::sync::Mutex<Option<Incoming>>,
 }
@@ -325,7 +329,8 @@ impl Server {
             match frame.kind {
                 Kind::Call => {
                     let permit = calls.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-                    let work = self.clone().answer(caller.clone(), frame, outgoing.clone(), permit);
+                    let memory = self.hold(frame.payload.len()).await?;
+                    let work = self.clone().answer(caller.clone(), frame, outgoing.clone(), (permit, memory));
                     tokio::spawn(work);
                 }
                 Kind::Append => {
@@ -407,7 +412,7 @@ impl Server {
         caller: Arc<Caller>,
         frame: Frame,
         outgoing: mpsc::Sender<Frame>,
-        permit: OwnedSemaphorePermit,
+        held: (OwnedSemaphorePermit, OwnedSemaphorePermit),
     ) {
         let stream = frame.stream;
         let (kind, payload) = match self.call(&caller, frame.payload).await {
@@ -415,7 +420,13 @@ impl Server {
             Err(text) => (Kind::Failed, Bytes::from(text)),
         };
         drop(outgoing.send(Frame { kind, flags: 0, stream, payload }).await);
-        drop(permit);
+        drop(held);
+    }
+
+    /// Memory for a call: more is not read from its connection until it is there.
+    async fn hold(&self, bytes: usize) -> std::io::Result<OwnedSemaphorePermit> {
+        let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
+        self.memory_kib.clone().acquire_many_owned(kib).await.map_err(std::io::Error::other)
     }
 
     async fn call(&self, caller: &Arc<Caller>, mut payload: Bytes) -> Result<Bytes, String> {

@@ -32,7 +32,7 @@ use crate::{
     reads::{ReadGate, Reads},
     replica::{JoinError, ReplicaConfig, StartError},
     replicated::{LeaderInfo, Leadership, ProposeError, ProposeOutcome},
-    server::{Connections, Server},
+    server::{CALLS_KIB, Connections, Server},
     spool::Spools,
     types::Raft,
     vault_side::VaultSide,
@@ -208,6 +208,7 @@ impl Parts {
             quiet: quiet.clone(),
             requests,
             connections: Connections::default(),
+            memory_kib: Arc::new(tokio::sync::Semaphore::new(CALLS_KIB)),
             incoming: tokio::sync::Mutex::default(),
         })
     }

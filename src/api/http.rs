@@ -54,7 +54,7 @@ pub(super) struct Client {
 pub(super) struct Shared {
     pub core: Arc<Core>,
     rules: Arc<ListenerRules>,
-    /// Bytes of bodies being received.
+    /// Bytes of bodies whose requests are not answered yet.
     bodies: Arc<AtomicUsize>,
 }
 
@@ -88,11 +88,14 @@ pub(super) async fn answer(
 async fn handle(shared: Shared, request: axum::extract::Request) -> Response {
     let (parts, body) = request.into_parts();
     let rules = Arc::clone(&shared.rules);
+    // What a body holds, and what is made of it, counts until the request is answered.
+    let mut _held = None;
     let parsed = match parse_head(&parts, &rules) {
         Ok(mut request) if request.operation.writes() => {
             match receive(&shared, &parts, &request, body).await {
-                Ok(data) => {
+                Ok((data, held)) => {
                     request.data = data;
+                    _held = Some(held);
                     Ok(request)
                 }
                 Err(error) => Err(error),
@@ -227,7 +230,7 @@ async fn receive(
     parts: &Parts,
     request: &Request,
     body: Body,
-) -> Result<Map<String, Value>, ApiError> {
+) -> Result<(Map<String, Value>, Held), ApiError> {
     let content_type = text(&parts.headers, header::CONTENT_TYPE.as_str());
     if request.operation == Operation::Patch {
         check_patch_type(content_type)?;
@@ -239,7 +242,7 @@ async fn receive(
         return Err(ApiError::BodyTooLarge);
     }
     let receiving = collect(&shared.bodies, shared.rules.max_body_bytes, body);
-    let bytes = match shared.rules.timeouts.read {
+    let (bytes, held) = match shared.rules.timeouts.read {
         Duration::ZERO => receiving.await?,
         limit => tokio::time::timeout(limit, receiving)
             .await
@@ -247,9 +250,10 @@ async fn receive(
     };
     if request.operation == Operation::Delete {
         // The fields of a DELETE are in its query; the body was read only to keep the connection usable.
-        return Ok(request.data.clone());
+        return Ok((request.data.clone(), held));
     }
-    blocking_if(bytes.len() > LONG_PARSE_BYTES, || parse_body(content_type, &bytes))
+    let data = blocking_if(bytes.len() > LONG_PARSE_BYTES, || parse_body(content_type, &bytes))?;
+    Ok((data, held))
 }
 
 fn check_patch_type(content_type: Option<&str>) -> Result<(), ApiError> {
@@ -269,13 +273,13 @@ fn check_patch_type(content_type: Option<&str>) -> Result<(), ApiError> {
 }
 
 /// Counts a body's bytes as long as they are held.
-struct Held<'a> {
-    total: &'a AtomicUsize,
+struct Held {
+    total: Arc<AtomicUsize>,
     bytes: usize,
     max: usize,
 }
 
-impl Held<'_> {
+impl Held {
     fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
         self.bytes += bytes;
         let total = self.total.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -289,14 +293,14 @@ impl Held<'_> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Held {
     fn drop(&mut self) {
         self.total.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-async fn collect(bodies: &AtomicUsize, max: usize, mut body: Body) -> Result<Bytes, ApiError> {
-    let mut held = Held { total: bodies, bytes: 0, max };
+async fn collect(bodies: &Arc<AtomicUsize>, max: usize, mut body: Body) -> Result<(Bytes, Held), ApiError> {
+    let mut held = Held { total: Arc::clone(bodies), bytes: 0, max };
     let mut bytes = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| ApiError::invalid("request body could not be read"))?;
@@ -305,7 +309,7 @@ async fn collect(bodies: &AtomicUsize, max: usize, mut body: Body) -> Result<Byt
             bytes.extend_from_slice(&data);
         }
     }
-    Ok(bytes.freeze())
+    Ok((bytes.freeze(), held))
 }
 
 fn into_http(response: Response, namespace: Option<HeaderValue>, head: bool) -> http::Response<Body> {
