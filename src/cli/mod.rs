@@ -22,6 +22,7 @@ mod prompt;
 pub mod secret;
 pub mod session;
 mod settings;
+mod shown;
 pub mod time;
 pub mod token_helper;
 pub mod ui;

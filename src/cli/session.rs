@@ -1,6 +1,5 @@
 //! A command's conversation with a server: flags and environment in, API calls out.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +13,7 @@ use super::duration::GoDuration;
 use super::environment::Environment;
 use super::secret::Secret;
 use super::settings::{Settings, canonical_namespace};
+use super::shown::{CurlTls, canonical, in_double_quotes, policy_for, quoted};
 use super::token_helper::TokenHelper;
 use super::{Instead, Invocation};
 use crate::client::{Address, Client, ClientConfig, Response, Scheme, Token, escape_path};
@@ -316,54 +316,6 @@ impl Session {
     }
 }
 
-/// Text for single quotes in a shell.
-fn quoted(text: &str) -> String {
-    text.replace('\'', r#"'"'"'"#)
-}
-
-/// Text for double quotes in a shell.
-fn in_double_quotes(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        if matches!(character, '\\' | '"' | '$' | '`') {
-            escaped.push('\\');
-        }
-        escaped.push(character);
-    }
-    escaped
-}
-
-/// A header's name as Go spells it: `X-Vault-Wrap-Ttl`.
-fn canonical(name: &HeaderName) -> String {
-    let word = |word: &str| {
-        let (first, rest) = word.split_at(word.len().min(1));
-        format!("{}{rest}", first.to_ascii_uppercase())
-    };
-    name.as_str().split('-').map(word).collect::<Vec<_>>().join("-")
-}
-
-/// The TLS settings that curl has options for.
-#[derive(Default)]
-struct CurlTls {
-    skip_verify: bool,
-    ca_file: Option<PathBuf>,
-    ca_path: Option<PathBuf>,
-    client_cert: Option<PathBuf>,
-    client_key: Option<PathBuf>,
-}
-
-impl CurlTls {
-    fn files(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
-        let files = [
-            ("--cacert", &self.ca_file),
-            ("--capath", &self.ca_path),
-            ("--cert", &self.client_cert),
-            ("--key", &self.client_key),
-        ];
-        files.into_iter().filter_map(|(option, file)| Some((option, file.as_ref()?)))
-    }
-}
-
 /// Whether the same request may be answered otherwise a moment later.
 fn is_passing(status: StatusCode) -> bool {
     status == StatusCode::PRECONDITION_FAILED
@@ -446,47 +398,6 @@ fn escape_query(text: &str) -> String {
     escaped
 }
 
-fn policy_for(method: &str, path: &str, query: &[(&str, &str)]) -> String {
-    let mut capabilities = match method {
-        "GET" if query.contains(&("list", "true")) => vec!["list"],
-        "GET" => vec!["read"],
-        "DELETE" => vec!["delete"],
-        "PATCH" => vec!["patch"],
-        _ => vec!["create", "update"],
-    };
-    if needs_sudo(path) {
-        capabilities.push("sudo");
-    }
-    format!("path \"{path}\" {{\n  capabilities = {capabilities:?}\n}}")
-}
-
-/// Whether a path is one of those that the API keeps for whoever has the `sudo` capability on them.
-fn needs_sudo(path: &str) -> bool {
-    const WHOLE: [&str; 9] = [
-        "auth/token/accessors",
-        "sys/audit",
-        "sys/config/cors",
-        "sys/leases",
-        "sys/raw",
-        "sys/remount",
-        "sys/rotate",
-        "sys/seal",
-        "sys/step-down",
-    ];
-    const UNDER: [&str; 9] = [
-        "sys/audit/",
-        "sys/auth/",
-        "sys/config/auditing/",
-        "sys/config/ui/headers/",
-        "sys/leases/lookup/",
-        "sys/leases/revoke-force/",
-        "sys/leases/revoke-prefix/",
-        "sys/plugins/catalog/",
-        "sys/raw/",
-    ];
-    WHOLE.contains(&path.trim_end_matches('/')) || UNDER.iter().any(|front| path.starts_with(front))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -497,17 +408,5 @@ mod tests {
             target("secret/data/a b?", &[("version", "1"), ("x y", "&")]),
             "/v1/secret/data/a%20b%3F?version=1&x+y=%26"
         );
-    }
-
-    #[test]
-    fn policies_name_what_a_request_needs() {
-        assert_eq!(
-            policy_for("GET", "secret/data/a", &[]),
-            "path \"secret/data/a\" {\n  capabilities = [\"read\"]\n}"
-        );
-        assert!(policy_for("GET", "p", &[("list", "true")]).contains("[\"list\"]"));
-        assert!(policy_for("PUT", "p", &[]).contains("[\"create\", \"update\"]"));
-        assert!(policy_for("PUT", "sys/remount", &[]).contains("[\"create\", \"update\", \"sudo\"]"));
-        assert!(policy_for("GET", "sys/audits", &[]).contains("[\"read\"]"));
     }
 }
