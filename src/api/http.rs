@@ -134,6 +134,13 @@ fn parse_head(parts: &Parts, rules: &ListenerRules) -> Result<Request, ApiError>
     if operation == Operation::List {
         path = path.into_folder();
     }
+    match path.as_str() == "sys/metrics" {
+        true if rules.metrics.disallowed => {
+            return Err(ApiError::Forbidden("metrics are not served on this listener".to_owned()));
+        }
+        false if rules.metrics.only => return Err(ApiError::NotFound),
+        _ => {}
+    }
     let headers = &parts.headers;
     if rules.require_request_header && text(headers, "x-vault-request") != Some("true") {
         return Err(ApiError::PreconditionFailed("missing \"X-Vault-Request\" header".to_owned()));
@@ -143,7 +150,7 @@ fn parse_head(parts: &Parts, rules: &ListenerRules) -> Result<Request, ApiError>
     request.location = parts.uri.path_and_query().map_or_else(|| raw.to_owned(), ToString::to_string);
     request.token = token(headers);
     request.namespace = text(headers, "x-vault-namespace").map(str::to_owned);
-    request.open_metrics = rules.open_metrics;
+    request.open_metrics = rules.metrics.unauthenticated;
     request.no_forward = headers.contains_key("x-vault-no-request-forwarding");
     if let Some(client) = parts.extensions.get::<Client>() {
         let peer = client.address.map(|address| address.ip());

@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{tests::Server, *};
 use crate::{
-    config::{IpRange, StatusHeaders, XForwardedFor},
+    config::{IpRange, ListenerMetrics, StatusHeaders, XForwardedFor},
     core::test_replica::{ROOT, leader},
 };
 
@@ -112,13 +112,22 @@ async fn slow_headers_and_bodies_are_not_waited_for() {
 
 #[tokio::test]
 async fn metrics_are_open_only_on_the_listener_that_opens_them() {
-    let server = serving(ListenerRules { open_metrics: true, ..ListenerRules::default() });
+    let with = |metrics| serving(ListenerRules { metrics, ..ListenerRules::default() });
+    let server = with(ListenerMetrics { unauthenticated: true, ..ListenerMetrics::default() });
     for path in ["/metrics", "/v1/sys/metrics?format=prometheus"] {
         assert_eq!(server.send("GET", path, "", b"").await.body, "# metrics\n");
     }
     *server.node.node.unsealed.lock() = None;
     assert_eq!(server.send("GET", "/metrics", "", b"").await.status, 200);
     assert_eq!(serving(ListenerRules::default()).send("GET", "/metrics", "", b"").await.status, 403);
+    let none = with(ListenerMetrics { disallowed: true, ..ListenerMetrics::default() });
+    assert_eq!(none.call("GET", "/v1/sys/metrics", "").await.status, 403);
+    assert_eq!(none.call("GET", "/v1/sys/mounts", "").await.status, 200);
+    let only = with(ListenerMetrics { only: true, ..ListenerMetrics::default() });
+    assert_eq!(only.call("GET", "/metrics", "").await.status, 200);
+    for path in ["/v1/sys/mounts", "/v1/sys/health", "/health", "/v1/secret/data/a"] {
+        assert_eq!(only.call("GET", path, "").await.status, 404, "{path}");
+    }
 }
 
 #[tokio::test]

@@ -6,8 +6,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::{
     config::{
-        DEFAULT_MAX_REQUEST_DURATION, DEFAULT_MAX_REQUEST_SIZE_BYTES, HttpTimeouts, StatusHeaders,
-        XForwardedFor,
+        DEFAULT_MAX_REQUEST_DURATION, DEFAULT_MAX_REQUEST_SIZE_BYTES, HttpTimeouts, ListenerMetrics,
+        StatusHeaders, XForwardedFor,
     },
     core::error::ApiError,
 };
@@ -25,8 +25,8 @@ pub struct ListenerRules {
     pub x_forwarded_for: XForwardedFor,
     /// Refuse requests without `X-Vault-Request: true`.
     pub require_request_header: bool,
-    /// Metrics are shown without a token.
-    pub open_metrics: bool,
+    /// What becomes of requests for metrics.
+    pub metrics: ListenerMetrics,
     /// Headers that every answer gets, or those of one status or group.
     pub headers: ResponseHeaders,
 }
@@ -39,7 +39,7 @@ impl Default for ListenerRules {
             timeouts: HttpTimeouts::default(),
             x_forwarded_for: XForwardedFor::default(),
             require_request_header: false,
-            open_metrics: false,
+            metrics: ListenerMetrics::default(),
             headers: ResponseHeaders::default(),
         }
     }

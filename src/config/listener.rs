@@ -40,8 +40,19 @@ pub struct TcpListenerConfig {
     pub x_forwarded_for: XForwardedFor,
     /// Headers to add to responses.
     pub custom_response_headers: Vec<StatusHeaders>,
-    /// Serve `sys/metrics` without a token.
-    pub unauthenticated_metrics_access: bool,
+    /// What becomes of requests for metrics.
+    pub metrics: ListenerMetrics,
+}
+
+/// What a listener does with requests for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ListenerMetrics {
+    /// Answer without a token.
+    pub unauthenticated: bool,
+    /// Refuse.
+    pub disallowed: bool,
+    /// Answer nothing else.
+    pub only: bool,
 }
 
 /// The TLS settings of a listener.
@@ -176,7 +187,7 @@ impl TcpListenerConfig {
             timeouts: HttpTimeouts::default(),
             x_forwarded_for: XForwardedFor::default(),
             custom_response_headers: Vec::new(),
-            unauthenticated_metrics_access: false,
+            metrics: ListenerMetrics::default(),
         }
     }
 }
@@ -242,8 +253,11 @@ pub(super) const UNIX_KEYS: Keys = &[
     ("socket_group", InEffect),
 ];
 
-pub(super) const TELEMETRY_KEYS: Keys =
-    &[("unauthenticated_metrics_access", InEffect), ("disallow_metrics", NotYet), ("metrics_only", NotYet)];
+pub(super) const TELEMETRY_KEYS: Keys = &[
+    ("unauthenticated_metrics_access", InEffect),
+    ("disallow_metrics", InEffect),
+    ("metrics_only", InEffect),
+];
 
 /// Reads all listeners and checks that no two of them want the same port.
 ///
@@ -309,14 +323,28 @@ fn tcp(block: &Block<'_>, warnings: &mut Vec<ConfigWarning>) -> Result<TcpListen
         timeouts: timeouts(&section)?,
         x_forwarded_for: x_forwarded_for(&section)?,
         custom_response_headers: custom_response_headers(&section)?,
-        unauthenticated_metrics_access: match section.block("telemetry")? {
-            None => false,
-            Some(block) => {
-                let telemetry = block.open("telemetry of listener \"tcp\"", &[TELEMETRY_KEYS], warnings)?;
-                telemetry.boolean("unauthenticated_metrics_access")?.unwrap_or(false)
-            }
+        metrics: match section.block("telemetry")? {
+            None => ListenerMetrics::default(),
+            Some(block) => listener_metrics(&block, warnings)?,
         },
     })
+}
+
+fn listener_metrics(
+    block: &Block<'_>,
+    warnings: &mut Vec<ConfigWarning>,
+) -> Result<ListenerMetrics, ConfigError> {
+    let section = block.open("telemetry of listener \"tcp\"", &[TELEMETRY_KEYS], warnings)?;
+    let switch = |key: &str| section.boolean(key).map(|on| on.unwrap_or(false));
+    let metrics = ListenerMetrics {
+        unauthenticated: switch("unauthenticated_metrics_access")?,
+        disallowed: switch("disallow_metrics")?,
+        only: switch("metrics_only")?,
+    };
+    if metrics.disallowed && metrics.only {
+        return Err(block.at.error("disallow_metrics and metrics_only exclude each other; keep one"));
+    }
+    Ok(metrics)
 }
 
 fn tls(section: &Section<'_>, block: &Block<'_>) -> Result<Option<ListenerTls>, ConfigError> {

@@ -142,7 +142,7 @@ fn a_stock_file_of_three_nodes_is_read_in_full() {
     let listener = tcp(&config);
     assert_eq!(listener.address.to_string(), "0.0.0.0:8200");
     assert_eq!(listener.cluster_address.to_string(), "0.0.0.0:8201");
-    assert!(listener.unauthenticated_metrics_access);
+    assert!(listener.metrics.unauthenticated);
     let tls = listener.tls.as_ref().expect("TLS");
     assert_eq!(tls.cert_file, PathBuf::from("/opt/vault/tls/node.pem"));
     assert_eq!(tls.client_ca_file, Some("/opt/vault/tls/ca.pem".into()));

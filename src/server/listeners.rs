@@ -113,7 +113,7 @@ fn rules(tcp: &TcpListenerConfig, server: &ServerConfig) -> Result<ListenerRules
         timeouts: tcp.timeouts,
         x_forwarded_for: tcp.x_forwarded_for.clone(),
         require_request_header: tcp.require_request_header,
-        open_metrics: tcp.unauthenticated_metrics_access,
+        metrics: tcp.metrics,
         headers: ResponseHeaders::read(&tcp.custom_response_headers).map_err(Failure)?,
     })
 }
