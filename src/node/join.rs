@@ -108,8 +108,9 @@ impl Challenges {
     }
 
     /// Whether the challenge is one of ours and fresh. It is used up either way.
-    fn take(&self, challenge: &[u8; 32]) -> bool {
-        self.0.lock().remove(challenge).is_some_and(|made| made.elapsed() < CHALLENGE_TTL)
+    fn take(&self, challenge: &[u8; 32], now: Instant) -> bool {
+        let made = self.0.lock().remove(challenge);
+        made.is_some_and(|made| now.saturating_duration_since(made) < CHALLENGE_TTL)
     }
 }
 
@@ -530,7 +531,7 @@ impl Node {
         let invalid = || ApiError::invalid("invalid answer given");
         let challenge: [u8; 32] =
             bytes(&body, "challenge").and_then(|c| c.try_into().ok()).ok_or_else(invalid)?;
-        if !self.challenges.take(&challenge) {
+        if !self.challenges.take(&challenge, Instant::now()) {
             // Another leader may have issued it, or it is old: a fresh one helps, so this is not a 400.
             return Err(ApiError::Busy("the challenge is unknown or too old; ask for another".into()));
         }
@@ -633,9 +634,19 @@ mod tests {
     fn a_challenge_is_good_once() {
         let challenges = Challenges::default();
         let challenge = challenges.issue();
-        assert!(challenges.take(&challenge));
-        assert!(!challenges.take(&challenge));
-        assert!(!challenges.take(&[0; 32]));
+        let now = Instant::now();
+        assert!(challenges.take(&challenge, now));
+        assert!(!challenges.take(&challenge, now));
+        assert!(!challenges.take(&[0; 32], now));
+    }
+
+    #[test]
+    fn a_challenge_is_good_for_a_minute() {
+        let challenges = Challenges::default();
+        let (early, late) = (challenges.issue(), challenges.issue());
+        let now = Instant::now();
+        assert!(challenges.take(&early, now + CHALLENGE_TTL - Duration::from_secs(1)));
+        assert!(!challenges.take(&late, now + CHALLENGE_TTL));
     }
 
     #[test]

@@ -74,3 +74,56 @@ async fn an_unedited_row_that_is_written_back_still_opens() {
     node.start().await.unwrap();
     node.unseal(cluster.shares()).await.unwrap();
 }
+
+fn database(data: &std::path::Path) -> sled::Db {
+    sled::Config::new().path(data.join("state")).segment_size(8 << 20).open().unwrap()
+}
+
+/// The rows of sealed records, by tree and key.
+fn sealed_rows(data: &std::path::Path) -> Rows {
+    let database = database(data);
+    let mut rows = Rows::new();
+    for name in database.tree_names() {
+        for row in database.open_tree(&name).unwrap().scan_prefix(b"s") {
+            let (key, value) = row.unwrap();
+            rows.insert((name.to_vec(), key.to_vec()), value.to_vec());
+        }
+    }
+    rows
+}
+
+type Rows = std::collections::BTreeMap<(Vec<u8>, Vec<u8>), Vec<u8>>;
+
+#[tokio::test]
+async fn an_older_validly_sealed_record_put_back_on_the_disk_is_recognised() {
+    let mut cluster = Box::pin(one().start()).await.unwrap();
+    cluster.init(0).await.unwrap();
+    cluster.unseal(cluster.at(0)).await.unwrap();
+    cluster.mount_kv().await.unwrap();
+    cluster.serves(0, Duration::from_secs(30)).await.unwrap();
+    let node = cluster.at(0);
+    node.put("account", &serde_json::json!({ "role": "admin" })).await.unwrap();
+    node.stop().await.unwrap();
+    let old = sealed_rows(&node.data());
+
+    node.start().await.unwrap();
+    cluster.unseal(node).await.unwrap();
+    cluster.serves(0, Duration::from_secs(30)).await.unwrap();
+    node.put("account", &serde_json::json!({ "role": "reader" })).await.unwrap();
+    node.stop().await.unwrap();
+
+    let new = sealed_rows(&node.data());
+    let changed: Vec<_> = old.iter().filter(|(at, row)| new.get(*at).is_some_and(|now| now != *row)).collect();
+    assert!(!changed.is_empty(), "the second write replaced records of the first");
+    {
+        let database = database(&node.data());
+        for ((tree, key), row) in changed {
+            database.open_tree(tree).unwrap().insert(key, row.as_slice()).unwrap();
+        }
+        database.flush().unwrap();
+    }
+    node.start().await.unwrap();
+    let error = node.unseal(cluster.shares()).await.expect_err("an old record was taken").to_string();
+    assert!(error.contains("digest") && error.contains("peers"), "{error}");
+    node.health(&[503], Duration::from_secs(2)).await.unwrap();
+}
