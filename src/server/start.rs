@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use keystead_raft::ClusterParams;
+use keystead_raft::{
+    ClusterParams,
+    identity::{MAX_ENTRY_SIZE, MIN_ENTRY_SIZE},
+};
 use keystead_storage::{
     DataDir,
     datadir::{read_file, write_file_durably},
@@ -32,7 +35,7 @@ use crate::{
 };
 
 /// Vault's default of `max_entry_size`, in bytes.
-const MAX_ENTRY_SIZE: u64 = 1 << 20;
+const DEFAULT_ENTRY_SIZE: u64 = 1 << 20;
 
 /// What a development server does differently.
 #[derive(Default)]
@@ -107,7 +110,7 @@ impl Server {
         let node_id = node_id(&raft, dir.path())?;
         listeners.iter_mut().for_each(|listener| listener.name_node(config, &node_id));
         let retry_join = raft.retry_join.iter().map(join_target).collect::<Result<_, _>>()?;
-        let max_entry_size = raft.max_entry_size_bytes.unwrap_or(MAX_ENTRY_SIZE);
+        let max_entry_size = max_entry_size(&raft)?;
         let pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
         let node = Node::start(NodeSettings {
             dir: Arc::new(dir),
@@ -273,6 +276,17 @@ fn storage(config: &StorageConfig) -> Result<(RaftStorageConfig, Option<tempfile
             (RaftStorageConfig::new(dir.path().join("data")), Some(dir))
         }
     })
+}
+
+/// The configured `max_entry_size`, in bytes: what every node can replicate, init's own entry included.
+fn max_entry_size(raft: &RaftStorageConfig) -> Result<u64, Failure> {
+    let size = raft.max_entry_size_bytes.unwrap_or(DEFAULT_ENTRY_SIZE);
+    if (MIN_ENTRY_SIZE..=MAX_ENTRY_SIZE).contains(&size) {
+        return Ok(size);
+    }
+    Err(Failure(format!(
+        "max_entry_size is {size} bytes: it must be from {MIN_ENTRY_SIZE} to {MAX_ENTRY_SIZE}; leave it out for {DEFAULT_ENTRY_SIZE}"
+    )))
 }
 
 /// The configured node id, or the one that was generated for this data directory.

@@ -156,3 +156,12 @@ async fn a_storage_of_a_single_node_starts_and_what_is_temporary_is_gone_afterwa
         assert!(temporary.is_none_or(|path| !path.exists()));
     }
 }
+
+#[tokio::test]
+async fn an_entry_size_that_cannot_be_replicated_is_named_with_its_bounds() {
+    let place = Place::new();
+    for size in ["1024", "8388608"] {
+        let told = place.refusal(&format!("{STORAGE}\nmax_entry_size = {size}"), PLAIN, "").await;
+        assert!(told.contains(size) && told.contains("65536") && told.contains("2097152"), "{told}");
+    }
+}
