@@ -8,7 +8,9 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use keystead_storage::SealedState;
-use openraft::{Instant as _, raft::linearizable_read::LinearizerOption};
+use openraft::Instant as _;
+#[cfg(not(feature = "test-no-lease-check"))]
+use openraft::raft::linearizable_read::LinearizerOption;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{

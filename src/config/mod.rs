@@ -29,8 +29,8 @@ pub use address::{IpRange, ListenAddress, api_url, cluster_url};
 pub use environment::apply_env;
 pub use error::{ConfigError, ConfigWarning};
 pub use listener::{
-    DEFAULT_MAX_REQUEST_SIZE_BYTES, HttpTimeouts, ListenerConfig, ListenerMetrics, ListenerTls, StatusHeaders,
-    TcpListenerConfig, TlsVersion, UnixListenerConfig, XForwardedFor,
+    DEFAULT_MAX_REQUEST_SIZE_BYTES, HttpTimeouts, ListenerConfig, ListenerMetrics, ListenerTls,
+    StatusHeaders, TcpListenerConfig, TlsVersion, UnixListenerConfig, XForwardedFor,
 };
 pub use server::{
     DEFAULT_LEASE_TTL_S, DEFAULT_MAX_REQUEST_DURATION, LinearizableReads, LogFormat, LogLevel, LogRotation,

@@ -113,7 +113,8 @@ async fn an_older_validly_sealed_record_put_back_on_the_disk_is_recognised() {
     node.stop().await.unwrap();
 
     let new = sealed_rows(&node.data());
-    let changed: Vec<_> = old.iter().filter(|(at, row)| new.get(*at).is_some_and(|now| now != *row)).collect();
+    let changed: Vec<_> =
+        old.iter().filter(|(at, row)| new.get(*at).is_some_and(|now| now != *row)).collect();
     assert!(!changed.is_empty(), "the second write replaced records of the first");
     {
         let database = database(&node.data());
