@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{ListenerConfig, StorageConfig, load};
+use super::{ListenerConfig, StorageConfig, TlsVersion, load};
 
 /// The document whose name begins with `number`.
 fn document(number: &str) -> Option<String> {
@@ -59,6 +59,11 @@ fn the_single_node_file_of_document_001_loads() {
     let config = loaded(&file, "vault.hcl").unwrap();
     assert!(matches!(&config.storage, StorageConfig::File { path } if path == Path::new("/opt/vault/data")));
     assert_eq!(config.api_addr.as_deref(), Some("http://127.0.0.1:8200"));
+    assert_eq!(config.cluster_addr.as_deref(), Some("https://127.0.0.1:8201"));
+    assert!(config.ui);
+    let Some(ListenerConfig::Tcp(tcp)) = config.listeners.first() else { panic!("a listener") };
+    assert_eq!(tcp.address.to_string(), "0.0.0.0:8200");
+    assert!(tcp.tls.is_none());
 }
 
 #[test]
@@ -83,5 +88,15 @@ fn the_json_of_document_003_loads_without_a_warning() {
     let file = files(&text).into_iter().find(|block| block.contains("\"backend\"")).unwrap();
     let config = loaded(&file, "vault-config.json").unwrap();
     assert!(matches!(&config.storage, StorageConfig::File { path } if path == Path::new("vault/file")));
+    assert_eq!(config.api_addr.as_deref(), Some("https://127.0.0.1:8200"));
+    assert_eq!((config.default_lease_ttl_s, config.max_lease_ttl_s), (168 * 3_600, 720 * 3_600));
+    let Some(ListenerConfig::Tcp(tcp)) = config.listeners.first() else { panic!("a listener") };
+    assert_eq!(tcp.address.to_string(), "0.0.0.0:8200");
+    let tls = tcp.tls.as_ref().unwrap();
+    assert_eq!(
+        (tls.cert_file.as_path(), tls.key_file.as_path()),
+        (Path::new("vault-tls.crt"), Path::new("vault-tls.key"))
+    );
+    assert_eq!(tls.min_version, TlsVersion::Tls12);
     assert_eq!(config.warnings, []);
 }
