@@ -32,9 +32,7 @@ impl Node {
                 return Err(ApiError::invalid("vault is unsealed"));
             }
             self.progress.lock().reset();
-            if let Some(opening) = self.opening.lock().take() {
-                opening.abort();
-            }
+            self.abandon_opening();
             return Ok(self.seal_status());
         }
         let key = request.key.ok_or_else(|| {
@@ -63,6 +61,14 @@ impl Node {
             .map_err(|e| ApiError::invalid(format!("unable to retrieve stored keys: invalid key: {e}")))?;
         self.open_and_wait(config, root).await?;
         Ok(self.seal_status())
+    }
+
+    /// Ends an opening that is under way, and forgets the keys it had come to.
+    fn abandon_opening(&self) {
+        if let Some(opening) = self.opening.lock().take() {
+            opening.abort();
+        }
+        self.provisional.write().take();
     }
 
     /// Opens the node with the root key, in a task that outlives the request, and waits for it a while.
@@ -165,12 +171,9 @@ impl Node {
     /// Seals this node: leadership goes first, then the keys.
     pub(super) async fn seal_now(&self) -> Result<(), ApiError> {
         let _one = self.lifecycle.lock().await;
-        if let Some(opening) = self.opening.lock().take() {
-            opening.abort();
-        }
+        self.abandon_opening();
         let open = self.keys.read().is_some();
         if !open {
-            self.provisional.write().take();
             self.progress.lock().reset();
             return Ok(());
         }
