@@ -59,7 +59,6 @@ async fn a_lone_acknowledged_write_is_one_sync_of_the_log_on_each_node() {
         traces.push((node, trace(node.pid(), cluster.directory()).await));
     }
     cluster.at(leader).put("warm", &json!({ "up": 1 })).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(500)).await; // the followers' last sync is over
     let logs = || -> Vec<usize> {
         traces
             .iter()
@@ -69,6 +68,12 @@ async fn a_lone_acknowledged_write_is_one_sync_of_the_log_on_each_node() {
             })
             .collect()
     };
+    wait::until_now("the warm write on every node's disk", Duration::from_secs(10), || {
+        let counts = logs();
+        if counts.iter().all(|count| *count > 0) { Ok(()) } else { Err(format!("{counts:?}")) }
+    })
+    .await
+    .unwrap();
     let before = logs();
     let start = Instant::now();
     for n in 0..WRITES {

@@ -214,7 +214,7 @@ impl Watcher {
         self.raft.voter_ids().any(|id| id == self.incarnation)
     }
 
-    /// Hands leadership to an unsealed voter that is reachable and has everything.
+    /// Hands leadership to an unsealed voter that is reachable and has nearly everything.
     async fn hand_over(&self, last: &mut Option<Instant>) {
         if last.is_some_and(|at| at.elapsed() < self.lease * 2) {
             return;

@@ -3,8 +3,8 @@
 //! This crate carries bytes that are already sealed. It knows the consensus library (openraft), the cluster
 //! port and membership; it never sees a key, a path or a value in the clear. Reading order: [`replicated`] (what
 //! the vault sees), [`entry`] (the log's bytes), [`machine`] and [`log_store`] (the library's two storages),
-//! [`frame`], [`hello`], [`conn`], [`pool`], [`server`] (the cluster port), [`network`], then [`replica`], which
-//! puts it all together, and what runs beside it: [`proposer`], [`reads`], [`leadership`], [`membership`].
+//! [`frame`], [`hello`], [`conn`], [`pool`], [`server`] (the cluster port), [`network`], then [`shared`], which
+//! puts it all together behind [`replica`], and what runs beside it: [`proposer`], [`reads`], [`leadership`], [`membership`].
 
 pub mod background;
 pub mod changes;

@@ -52,7 +52,7 @@ use crate::{
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections that have not said hello yet, at most.
 const MAX_HANDSHAKES: usize = 64;
-/// Connections at most: every peer needs four.
+/// Connections at most: every peer needs five.
 const MAX_CONNECTIONS: usize = 512;
 /// Calls of one connection worked on at once; more are not read until one is done.
 const CALLS_PER_CONNECTION: usize = 256;
