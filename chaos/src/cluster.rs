@@ -36,6 +36,7 @@ pub struct Builder {
     nodes: usize,
     name: String,
     proxied: bool,
+    faulty: bool,
     changes: Vec<Change>,
 }
 
@@ -43,7 +44,7 @@ impl Builder {
     /// A cluster of `nodes` processes of a binary. `KEYSTEAD_BIN` overrides the binary.
     pub fn new(binary: impl Into<PathBuf>, nodes: usize) -> Self {
         let binary = std::env::var_os("KEYSTEAD_BIN").map_or_else(|| binary.into(), PathBuf::from);
-        Self { binary, nodes, name: "n".into(), proxied: false, changes: Vec::new() }
+        Self { binary, nodes, name: "n".into(), proxied: false, faulty: false, changes: Vec::new() }
     }
 
     /// What the nodes' names begin with.
@@ -57,6 +58,13 @@ impl Builder {
     #[must_use]
     pub fn with_net(mut self) -> Self {
         self.proxied = true;
+        self
+    }
+
+    /// Starts every node so that its disk and its clocks can be made to fail, see [`Node::faults`].
+    #[must_use]
+    pub fn with_faults(mut self) -> Self {
+        self.faulty = true;
         self
     }
 
@@ -111,6 +119,11 @@ impl Builder {
         let ends: Vec<_> = configs.iter().map(|config| (config.cluster_advertised, config.cluster)).collect();
         for config in configs {
             cluster.nodes.push(cluster.node(config));
+        }
+        if self.faulty {
+            for node in &cluster.nodes {
+                node.faults()?;
+            }
         }
         if self.proxied {
             let pids = cluster.nodes.iter().map(|node| node.pid_cell()).collect();

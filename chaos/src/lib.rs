@@ -5,7 +5,7 @@
 //! with the value that holds it, and every wait has a deadline.
 //!
 //! Reading order: [`cluster`] (a cluster and its nodes), [`node`] and [`process`] (one of them), [`client`]
-//! (HTTPS), [`wait`] (deadlines), then what hurts: [`net`] (a network between the nodes that stalls and cuts),
+//! (HTTPS), [`wait`] (deadlines), then what hurts: [`faults`] (disk and clocks), [`net`] (a network between the nodes that stalls and cuts),
 //! [`load`] (writes whose acknowledgements are remembered and checked), [`impostor`] (a server that is not what it says),
 //! [`scan`] (looks for plaintext).
 
@@ -15,6 +15,7 @@ pub mod client;
 pub mod cluster;
 pub mod config;
 pub mod error;
+pub mod faults;
 pub mod impostor;
 pub mod load;
 pub mod net;
@@ -31,6 +32,7 @@ pub use client::{Client, Response};
 pub use cluster::{Builder, Cluster, Keys};
 pub use config::NodeConfig;
 pub use error::{Error, Result};
+pub use faults::{Clock, Errno, Faults, Op, Rule};
 pub use impostor::Impostor;
 pub use load::{History, Load};
 pub use net::{Direction, Net};

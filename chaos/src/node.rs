@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use rustls::ClientConfig;
 use serde_json::{Value, json};
 
-use crate::{Client, Error, NodeConfig, Process, Response, Result, wait};
+use crate::{Client, Error, Faults, NodeConfig, Process, Response, Result, wait};
 
 /// How long a node may take until its API answers.
 pub const START: Duration = Duration::from_secs(20);
@@ -32,6 +32,7 @@ pub struct Node {
     client: Mutex<Client>,
     process: Mutex<Option<Process>>,
     pid: Arc<AtomicU32>,
+    faults: Mutex<Option<Faults>>,
 }
 
 impl Node {
@@ -51,6 +52,7 @@ impl Node {
             client,
             process: Mutex::new(None),
             pid: Arc::default(),
+            faults: Mutex::new(None),
         }
     }
 
@@ -117,6 +119,21 @@ impl Node {
         *client = client.clone().with_token(token);
     }
 
+    /// Faults of its disk and its clocks, free of any at first. They reach the process from the first start after
+    /// the first call.
+    ///
+    /// # Errors
+    /// Those of [`Faults::new`].
+    pub fn faults(&self) -> Result<Faults> {
+        let mut faults = lock(&self.faults);
+        if let Some(faults) = &*faults {
+            return Ok(faults.clone());
+        }
+        let new = Faults::new(&self.directory.join("faults"))?;
+        *faults = Some(new.clone());
+        Ok(new)
+    }
+
     /// The process id, or 0; shared, for what wants to follow it over restarts.
     pub fn pid_cell(&self) -> Arc<AtomicU32> {
         self.pid.clone()
@@ -143,6 +160,9 @@ impl Node {
             }
         }
         command.env("HOME", &self.directory);
+        if let Some(faults) = &*lock(&self.faults) {
+            command.envs(faults.env());
+        }
         let process = Process::start(&self.name(), command, &self.log_file())?;
         self.pid.store(process.pid(), Ordering::Release);
         *self.process() = Some(process);
