@@ -9,10 +9,11 @@ use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::datadir::{self, MIN_FREE_BYTES};
+use crate::datadir;
 use crate::error::StorageError;
 use crate::log::SyncStats;
 
@@ -30,17 +31,14 @@ pub(crate) struct Database {
     db: sled::Db,
     file: File,
     dir: PathBuf,
-    meter: SyncMeter,
+    meter: Arc<SyncMeter>,
 }
 
 impl Database {
     /// Opens or creates the database in `dir`.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, StorageError> {
         remove_leftovers(dir)?;
-        let free_bytes = datadir::free_bytes(dir)?;
-        if free_bytes < MIN_FREE_BYTES {
-            return Err(StorageError::Full { path: dir.to_owned(), free_bytes });
-        }
+        datadir::check_room_to_open(dir)?;
         let config = sled::Config::new()
             .path(dir)
             .segment_size(SEGMENT_BYTES)
@@ -50,7 +48,7 @@ impl Database {
         let path = dir.join("db");
         let file = File::open(&path)
             .map_err(|e| StorageError::io(format!("open {} to sync it", path.display()), e))?;
-        let database = Self { db, file, dir: dir.to_owned(), meter: SyncMeter::default() };
+        let database = Self { db, file, dir: dir.to_owned(), meter: Arc::default() };
         database.check_blobs()?;
         // Opening wrote files; what is written from now on must find them after a power cut.
         database.sync()?;
@@ -95,7 +93,7 @@ impl Database {
     }
 
     /// How long syncs take.
-    pub fn meter(&self) -> &SyncMeter {
+    pub fn meter(&self) -> &Arc<SyncMeter> {
         &self.meter
     }
 
@@ -172,6 +170,7 @@ fn remove_leftovers(dir: &Path) -> Result<(), StorageError> {
 }
 
 /// Measures syncs, the one under way included.
+#[derive(Debug)]
 pub(crate) struct SyncMeter {
     epoch: Instant,
     /// Microseconds since `epoch` when the sync under way began, plus one; zero if there is none.
@@ -226,15 +225,35 @@ impl SyncMeter {
     /// All measurements so far.
     pub fn stats(&self) -> SyncStats {
         let syncs = self.syncs.load(Ordering::Relaxed);
-        let running = self.running.load(Ordering::Relaxed);
         SyncStats {
             syncs,
             groups: self.groups.load(Ordering::Relaxed),
             entries: self.entries.load(Ordering::Relaxed),
             last_us: self.last_us.load(Ordering::Relaxed),
             mean_us: self.total_us.load(Ordering::Relaxed).checked_div(syncs).unwrap_or(0),
-            running_us: if running == 0 { 0 } else { (self.now_us() + 1).saturating_sub(running) },
+            running_us: self.running_us(),
         }
+    }
+
+    /// How long the sync under way has been running, in microseconds; zero if there is none.
+    pub fn running_us(&self) -> u64 {
+        match self.running.load(Ordering::Relaxed) {
+            0 => 0,
+            began => (self.now_us() + 1).saturating_sub(began),
+        }
+    }
+}
+
+#[cfg(test)]
+impl SyncMeter {
+    /// A meter of a sync that began so long ago.
+    pub fn begun(ago: Duration) -> Self {
+        Self { epoch: Instant::now() - ago, running: AtomicU64::new(1), ..Self::default() }
+    }
+
+    /// That sync ends.
+    pub fn finish(&self) {
+        self.end(0);
     }
 }
 

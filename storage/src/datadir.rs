@@ -6,13 +6,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::disk_watch::DiskWatch;
 use crate::error::StorageError;
+use crate::space::{Watermarks, statvfs};
 
 /// The format that this release writes.
 const FORMAT: u32 = 1;
-/// Free space below which a database is not opened: sled fails half-way on a full disk and may leave
-/// files that the next open takes for damage.
-pub(crate) const MIN_FREE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// The data directory of one node, locked against every other process.
 ///
@@ -20,6 +19,7 @@ pub(crate) const MIN_FREE_BYTES: u64 = 64 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub struct DataDir {
     path: PathBuf,
+    disk: Arc<DiskWatch>,
     _lock: Arc<File>,
 }
 
@@ -48,7 +48,8 @@ impl DataDir {
             }
         }
         check_format(&path)?;
-        let dir = Self { path, _lock: Arc::new(lock) };
+        let disk = Arc::new(DiskWatch::new(&path)?);
+        let dir = Self { path, disk, _lock: Arc::new(lock) };
         for sub in [dir.log(), dir.state(), dir.snapshots()] {
             create_dir(&sub)?;
         }
@@ -76,20 +77,25 @@ impl DataDir {
         self.path.join("snapshots")
     }
 
-    /// Bytes that an unprivileged process may still write here.
-    ///
-    /// # Errors
-    /// [`StorageError::Io`] if the file system does not say.
-    pub fn free_bytes(&self) -> Result<u64, StorageError> {
-        free_bytes(&self.path)
+    /// How its disk does.
+    pub fn disk(&self) -> &Arc<DiskWatch> {
+        &self.disk
     }
 }
 
 /// Bytes that an unprivileged process may still write at `path`.
 pub(crate) fn free_bytes(path: &Path) -> Result<u64, StorageError> {
-    let stat = rustix::fs::statvfs(path)
-        .map_err(|e| StorageError::io(format!("free space of {}", path.display()), e.into()))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    Ok(statvfs(path)?.0)
+}
+
+/// Refuses where there is too little space to open a database: sled fails half-way on a full disk and may leave
+/// files that the next open takes for damage.
+pub(crate) fn check_room_to_open(path: &Path) -> Result<(), StorageError> {
+    let (free_bytes, total_bytes) = statvfs(path)?;
+    if free_bytes < Watermarks::of(total_bytes).full_bytes {
+        return Err(StorageError::Full { path: path.to_owned(), free_bytes });
+    }
+    Ok(())
 }
 
 /// Writes a file so that after a crash it has the old content or the new, never a mixture.

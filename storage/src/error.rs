@@ -19,7 +19,7 @@ pub enum StorageError {
         source: Arc<io::Error>,
     },
     /// The disk is full; free space and start again.
-    #[error("no space left for {}: {free_bytes} bytes free", path.display())]
+    #[error("no space left for {}: {free_bytes} bytes free; free space on that file system or enlarge it, then start this node again", path.display())]
     Full {
         /// Where space is missing.
         path: PathBuf,

@@ -187,12 +187,18 @@ impl Signals {
         }
     }
 
+    /// Whether a flush that cannot go on is to be given up.
+    fn gives_up(&self) -> bool {
+        let pending = self.pending.lock();
+        pending.failed.is_some() || pending.stopping.is_some_and(|at| at.elapsed() > STOP_GRACE)
+    }
+
     /// Waits a little for the log; false once there is no point in waiting any longer.
     fn wait_for_log(&self) -> bool {
-        let mut pending = self.pending.lock();
-        if pending.failed.is_some() || pending.stopping.is_some_and(|at| at.elapsed() > STOP_GRACE) {
+        if self.gives_up() {
             return false;
         }
+        let mut pending = self.pending.lock();
         self.work.wait_for(&mut pending, LOG_POLL);
         true
     }
@@ -266,6 +272,11 @@ fn flush(shared: &Shared) -> Result<(), StorageError> {
             return Ok(());
         }
         if shared.durable_log() >= oldest {
+            // A full disk is waited out with no lock held. What is not written now is applied again later.
+            let space = shared.dir.disk().space();
+            if space.wait_for_room(GROUP_BYTES as u64, || shared.signals.gives_up()).is_err() {
+                return Ok(());
+            }
             write_group(shared)?;
         } else if !shared.signals.wait_for_log() {
             return Ok(());

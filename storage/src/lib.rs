@@ -5,6 +5,7 @@
 //! [`sled_state`], [`snapshot`].
 
 pub mod datadir;
+pub mod disk_watch;
 pub mod error;
 pub mod ids;
 pub mod keys;
@@ -12,6 +13,7 @@ pub mod log;
 pub mod sled_log;
 pub mod sled_state;
 pub mod snapshot;
+pub mod space;
 pub mod state;
 pub mod txn;
 
@@ -32,6 +34,7 @@ mod state_disk;
 mod window;
 
 pub use datadir::DataDir;
+pub use disk_watch::{DiskStatus, DiskWatch, SLOW_SYNC};
 pub use error::StorageError;
 pub use ids::{LogId, RequestId, Version, Vote};
 pub use keys::{FolderKey, InvalidKey, RecordKey};
@@ -39,5 +42,6 @@ pub use log::{Done, LogBounds, LogRecord, RaftLog, SyncStats};
 pub use sled_log::SledLog;
 pub use sled_state::SledState;
 pub use snapshot::{CHUNK_BYTES, Installer, Manifest, SnapshotCut, SnapshotFile, SnapshotMeta};
+pub use space::{SpaceLevel, SpaceView, Watermarks};
 pub use state::{Applied, ApplyEntry, ApplyOp, Child, Observer, Outcome, Record, SealedState};
 pub use txn::{Check, CheckpointMark, Command, MAX_OPERATIONS, Txn, Write, operation_count};

@@ -91,4 +91,7 @@ pub trait RaftLog: Send + Sync + 'static {
 
     /// How long syncs take.
     fn sync_stats(&self) -> SyncStats;
+
+    /// The failure that stopped the log for good, if any.
+    fn latch(&self) -> Option<String>;
 }

@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use crate::disk_watch::DiskWatch;
 use crate::error::StorageError;
 use crate::ids::{LogId, Vote};
 use crate::log::{Done, LogRecord};
@@ -18,6 +20,8 @@ const QUEUE_BYTES: u64 = 32 * 1024 * 1024;
 const QUEUE_JOBS: usize = 16 * 1024;
 /// A group of appends takes no more past so many bytes, so that the first does not wait for all.
 const GROUP_BYTES: u64 = 4 * 1024 * 1024;
+/// Room for a vote, a floor, or the piece that a truncation writes again.
+const SMALL_BYTES: u64 = 64 * 1024;
 
 /// One operation for the writer.
 pub(crate) enum Job {
@@ -96,12 +100,16 @@ pub(crate) struct Shared {
     pub disk: LogDisk,
     pub view: RwLock<LogView>,
     pub queue: Queue,
+    /// The log is being closed.
+    pub stopping: AtomicBool,
+    watch: Arc<DiskWatch>,
     latch: Mutex<Option<String>>,
 }
 
 impl Shared {
-    pub fn new(disk: LogDisk, view: LogView) -> Self {
-        Self { disk, view: RwLock::new(view), queue: Queue::default(), latch: Mutex::default() }
+    pub fn new(disk: LogDisk, view: LogView, watch: Arc<DiskWatch>) -> Self {
+        let (view, queue) = (RwLock::new(view), Queue::default());
+        Self { disk, view, queue, stopping: AtomicBool::new(false), watch, latch: Mutex::default() }
     }
 
     /// The first failure, if there was one.
@@ -184,6 +192,7 @@ impl Writer<'_> {
     }
 
     fn write_group(&mut self, records: &[LogRecord]) -> Result<(), StorageError> {
+        self.wait_for_room(records.iter().map(|r| u64::from(size_of(r))).sum())?;
         let disk = &self.shared.disk;
         disk.append(records)?;
         let last = records.last().map(|r| r.log_id.index);
@@ -206,11 +215,13 @@ impl Writer<'_> {
     }
 
     fn save_vote(&mut self, vote: Vote) -> Result<(), StorageError> {
+        self.wait_for_room(SMALL_BYTES)?;
         self.shared.disk.write_vote(vote)?;
         self.sync()
     }
 
     fn truncate(&mut self, from: u64) -> Result<(), StorageError> {
+        self.wait_for_room(SMALL_BYTES)?;
         self.shared.disk.truncate_from(from)?;
         self.written = self.written.min(from.checked_sub(1));
         self.saved = self.saved.filter(|s| s.index < from);
@@ -220,12 +231,20 @@ impl Writer<'_> {
     }
 
     fn purge(&mut self, up_to: LogId) -> Result<(), StorageError> {
+        self.wait_for_room(SMALL_BYTES)?;
         self.shared.disk.write_floor(up_to)?;
         self.sync()?;
         self.shared.disk.drop_segments(up_to.index, self.written)?;
         self.written = self.written.max(Some(up_to.index));
         metrics::gauge!("keystead_storage_log_bytes").set(self.shared.view.read().size_bytes() as f64);
         self.shared.disk.database().check_blobs()
+    }
+
+    /// Waits while the disk is full: nothing is acknowledged meanwhile, nothing is lost, and the database never
+    /// meets an error after which it would have to be opened again.
+    fn wait_for_room(&self, bytes: u64) -> Result<(), StorageError> {
+        let stopping = || self.shared.stopping.load(Ordering::Acquire);
+        self.shared.watch.space().wait_for_room(bytes, stopping)
     }
 
     fn sync(&self) -> Result<(), StorageError> {

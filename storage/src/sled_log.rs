@@ -29,10 +29,11 @@ impl SledLog {
     ///
     /// # Errors
     /// [`StorageError::Damaged`] if a record is missing or changed, with the index;
-    /// [`StorageError::Full`] if less than 64 MiB are free.
+    /// [`StorageError::Full`] below the lower mark of free space (see [`Watermarks`](crate::Watermarks)).
     pub fn open(dir: &DataDir) -> Result<Self, StorageError> {
         let (disk, found) = LogDisk::open(&dir.log())?;
-        let shared = Arc::new(Shared::new(disk, LogView::new(found)));
+        dir.disk().add_meter(disk.database().meter());
+        let shared = Arc::new(Shared::new(disk, LogView::new(found), Arc::clone(dir.disk())));
         let for_writer = Arc::clone(&shared);
         let writer = thread::Builder::new()
             .name("log-writer".to_owned())
@@ -46,14 +47,6 @@ impl SledLog {
     pub fn durable(&self) -> Arc<dyn Fn() -> u64 + Send + Sync> {
         let cell = self.shared.view.read().durable_cell();
         Arc::new(move || cell.load(Ordering::Acquire))
-    }
-
-    /// The failure that stopped the log for good, if any.
-    pub fn latch(&self) -> Option<String> {
-        match self.shared.latched() {
-            Err(StorageError::Latched { first }) => Some(first),
-            _ => None,
-        }
     }
 
     /// Waits for room in the queue; gives `done` back unless the log is latched.
@@ -187,6 +180,13 @@ impl RaftLog for SledLog {
     fn sync_stats(&self) -> SyncStats {
         self.shared.disk.database().meter().stats()
     }
+
+    fn latch(&self) -> Option<String> {
+        match self.shared.latched() {
+            Err(StorageError::Latched { first }) => Some(first),
+            _ => None,
+        }
+    }
 }
 
 impl SledLog {
@@ -200,6 +200,8 @@ impl SledLog {
 
 impl Drop for SledLog {
     fn drop(&mut self) {
+        // Whatever waits for room on a full disk is not waited for.
+        self.shared.stopping.store(true, Ordering::Release);
         self.shared.queue.push(Job::Stop);
         if let Some(writer) = self.writer.take() {
             // A callback may own the log and be the last to let go of it, on the writer itself.

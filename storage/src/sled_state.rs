@@ -38,10 +38,11 @@ impl SledState {
     /// Opens the state of a data directory; a new one is empty and of generation 1.
     ///
     /// # Errors
-    /// [`StorageError::Damaged`] if it cannot be read; [`StorageError::Full`] if less than 64 MiB are
-    /// free.
+    /// [`StorageError::Damaged`] if it cannot be read; [`StorageError::Full`] below the
+    /// lower mark of free space (see [`Watermarks`](crate::Watermarks)).
     pub fn open(dir: &DataDir) -> Result<Self, StorageError> {
         let (disk, opened) = StateDisk::open(&dir.state())?;
+        dir.disk().add_meter(disk.meter());
         let applied = opened.meta.end.applied.clone();
         let digest = opened.meta.ring.back().copied();
         let shared = Arc::new(Shared {

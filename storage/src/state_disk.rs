@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bytes::Bytes;
 
 use crate::codec;
-use crate::database::{BATCH_OPERATIONS, Database, guarded};
+use crate::database::{BATCH_OPERATIONS, Database, SyncMeter, guarded};
 use crate::digest::{LtHash, PlainApplied, from_plain, plain};
 use crate::error::StorageError;
 use crate::overlay::BatchEnd;
@@ -91,6 +91,11 @@ impl StateDisk {
     /// Brings everything written so far to the disk.
     pub fn sync(&self) -> Result<(), StorageError> {
         self.database.sync()
+    }
+
+    /// How long syncs take.
+    pub fn meter(&self) -> &Arc<SyncMeter> {
+        self.database.meter()
     }
 
     /// Makes an empty tree beside the current one.

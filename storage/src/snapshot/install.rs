@@ -7,7 +7,6 @@ use bytes::Bytes;
 
 use super::stream::{Item, Items};
 use super::{CHUNK_BYTES, Manifest, SnapshotMeta};
-use crate::datadir::MIN_FREE_BYTES;
 use crate::digest::{LtHash, digest};
 use crate::error::StorageError;
 use crate::overlay::{BatchEnd, Overlay};
@@ -44,9 +43,11 @@ impl Installer {
     /// Begins to stage beside the current state.
     pub(crate) fn begin(shared: &Arc<Shared>, manifest: Manifest) -> Result<Self, StorageError> {
         let path = shared.dir.state();
-        let free_bytes = crate::datadir::free_bytes(&path)?;
-        if free_bytes < manifest.bytes.saturating_add(MIN_FREE_BYTES) {
-            return Err(StorageError::Full { path, free_bytes });
+        // The database takes about twice what it is given, and the present state stays until the end.
+        let seen = shared.dir.disk().space().look()?;
+        let need = manifest.bytes.saturating_mul(2).saturating_add(seen.watermarks().low_bytes);
+        if seen.free_bytes < need {
+            return Err(StorageError::Full { path, free_bytes: seen.free_bytes });
         }
         let staged = shared.disk.stage()?;
         let window = Window::beginning(manifest.window);
