@@ -8,7 +8,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -23,7 +23,7 @@ use crate::{
     directory::DirectoryCache,
     peers::Peers,
     replicated::{LeaderInfo, Leadership},
-    types::Raft,
+    types::{Raft, TypeConfig},
     vault_side::VaultSide,
 };
 
@@ -48,6 +48,30 @@ impl Contact {
     }
 }
 
+/// The one way in which this node asks another to take over.
+///
+/// Whom the library asks may stand at once, whatever lease its voters gave. So a term in which that was asked
+/// has no lease any more, and reads must know before the other one does.
+#[derive(Default)]
+pub struct Transfers(AtomicU64);
+
+impl Transfers {
+    /// Asks `target` to stand for election.
+    ///
+    /// # Errors
+    /// [`openraft::errors::Fatal`] when the library has stopped.
+    pub async fn to(&self, raft: &Raft, target: u64) -> Result<(), openraft::errors::Fatal<TypeConfig>> {
+        let Ok(leader) = raft.as_leader() else { return Ok(()) };
+        self.0.store(leader.term(), Ordering::SeqCst);
+        raft.trigger().transfer_leader(target).await
+    }
+
+    /// Whether another node was asked to take over in this term.
+    pub fn asked_in(&self, term: u64) -> bool {
+        self.0.load(Ordering::SeqCst) == term
+    }
+}
+
 /// Everything the leadership task looks at.
 pub struct Watcher {
     /// This node's Raft id.
@@ -68,6 +92,8 @@ pub struct Watcher {
     pub clock: Arc<ClusterClock>,
     /// The last append taken.
     pub contact: Arc<Contact>,
+    /// Hands over.
+    pub transfers: Arc<Transfers>,
     /// The greatest election timeout, which is the lease.
     pub lease: Duration,
     /// Set while this node must neither vote nor stand, for it forgot what it promised before its start.
@@ -224,7 +250,7 @@ impl Watcher {
         };
         *last = Some(Instant::now());
         tracing::info!(target = format!("{target:016x}"), "this node is sealed and hands leadership over");
-        if let Err(error) = self.raft.trigger().transfer_leader(target).await {
+        if let Err(error) = self.transfers.to(&self.raft, target).await {
             tracing::warn!(%error, "cannot hand leadership over");
         }
     }

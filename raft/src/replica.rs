@@ -302,8 +302,8 @@ impl Replica {
             let fits = |id| shared.peers.status(id).is_some_and(|peer| !peer.sealed);
             let own = shared.myself.incarnation;
             if let Some(heir) = heir(&shared.raft, &shared.peers, own, shared.lease, fits) {
-                let raft = shared.raft.clone();
-                self.on_runtime(async move { raft.trigger().transfer_leader(heir).await }).await;
+                let (raft, transfers) = (shared.raft.clone(), shared.transfers.clone());
+                self.on_runtime(async move { transfers.to(&raft, heir).await }).await;
             } else if !shared.may_find_heir() {
                 return false;
             }
