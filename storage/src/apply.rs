@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::error::StorageError;
 use crate::ids::{LogId, Version};
 use crate::keys::{FolderKey, RecordKey};
-use crate::overlay::Change;
+use crate::overlay::{Before, Change};
 use crate::row::{self, Folder, Row};
 use crate::state::{Applied, Outcome, Record};
 use crate::txn::{Check, Command, Txn, Write};
@@ -23,6 +23,9 @@ pub(crate) trait Rows {
 
     /// The folder at `key`.
     fn folder(&self, key: &[u8]) -> Result<Option<Folder>, StorageError>;
+
+    /// What is at `key`, for whoever is about to change it.
+    fn before(&self, key: &[u8]) -> Result<Before, StorageError>;
 }
 
 /// What a command does.
@@ -95,7 +98,8 @@ fn write(rows: &impl Rows, version: Version, txn: Txn) -> Result<Plan, StorageEr
     let mut folders = FolderChanges::default();
     for (key, value) in last {
         let at = row::record_key(&key);
-        let existed = rows.record_version(&at)?.is_some();
+        let before = rows.before(&at)?;
+        let existed = !matches!(before, Before::Absent);
         if !existed && value.is_none() {
             continue;
         }
@@ -105,7 +109,7 @@ fn write(rows: &impl Rows, version: Version, txn: Txn) -> Result<Plan, StorageEr
             folders.child(parent, value.is_some());
         }
         let row = value.map(|value| Row::Record(Record { version, value }));
-        plan.changes.push((at.into(), row));
+        plan.changes.push(Change { key: at.into(), row, before });
         plan.changed.push(key);
     }
     folders.settle(rows, version, &mut plan.changes)?;
@@ -132,7 +136,8 @@ impl FolderChanges {
     ) -> Result<(), StorageError> {
         while let Some(((_, folder), delta)) = self.0.pop_first() {
             let at = row::folder_key(&folder);
-            let before = rows.folder(&at)?.map_or(0, |f| f.children);
+            let was = rows.folder(&at)?;
+            let before = was.map_or(0, |f| f.children);
             let children = before.checked_add_signed(delta).ok_or_else(|| {
                 StorageError::damaged("a folder of the state counts fewer children than it has")
             })?;
@@ -143,7 +148,8 @@ impl FolderChanges {
             }
             if before > 0 || children > 0 {
                 let row = (children > 0).then_some(Row::Folder(Folder { version, children }));
-                changes.push((at.into(), row));
+                let before = was.map_or(Before::Absent, |folder| Before::Row(Row::Folder(folder)));
+                changes.push(Change { key: at.into(), row, before });
             }
         }
         Ok(())
@@ -174,6 +180,10 @@ mod tests {
                 None => Ok(None),
             }
         }
+
+        fn before(&self, key: &[u8]) -> Result<Before, StorageError> {
+            Ok(self.0.get(key).map_or(Before::Absent, |row| Before::Row(row.clone())))
+        }
     }
 
     struct State {
@@ -200,7 +210,7 @@ mod tests {
             let (id, response) = (txn.request_id, txn.response.clone());
             let command = Command { term, sequence, cluster_time_ms, txn, checkpoint: None };
             let plan = plan(&self.rows, &self.window, &mut self.applied, log_id, command).expect("good");
-            for (key, row) in plan.changes {
+            for Change { key, row, .. } in plan.changes {
                 match row {
                     Some(row) => self.rows.0.insert(key, row),
                     None => self.rows.0.remove(&key),

@@ -10,7 +10,7 @@ use crate::digest::digest;
 use crate::error::StorageError;
 use crate::ids::LogId;
 use crate::log::Done;
-use crate::overlay::Batch;
+use crate::overlay::{Batch, Before, Changed};
 use crate::shared::Shared;
 use crate::state_disk::{Meta, StateTree, WindowRows};
 
@@ -218,9 +218,16 @@ impl DiskWriter {
 
     /// Writes one batch. Gives the index of a checkpoint whose digest is not the proposer's.
     fn write(&mut self, tree: &StateTree, batch: &Batch) -> Result<Option<u64>, StorageError> {
-        for (key, row) in &batch.rows {
-            if let Some(old) = tree.row(key)? {
-                self.meta.lanes.remove(key, &old);
+        for (key, Changed { row, before }) in &batch.rows {
+            match before {
+                Before::Absent => {}
+                Before::Row(old) => self.meta.lanes.remove(key, old),
+                Before::Unread => {
+                    let old = tree.row(key)?.ok_or_else(|| {
+                        StorageError::damaged("a large value of the state has vanished from the disk")
+                    })?;
+                    self.meta.lanes.remove(key, &old);
+                }
             }
             if let Some(row) = row {
                 self.meta.lanes.add(key, row);
@@ -239,7 +246,7 @@ impl DiskWriter {
                 self.meta.ring.pop_front();
             }
         }
-        let rows = batch.rows.iter().map(|(key, row)| (key, row.as_ref()));
+        let rows = batch.rows.iter().map(|(key, changed)| (key, changed.row.as_ref(), &changed.before));
         tree.write(rows, &batch.remembered, &mut self.window_rows, Some(&self.meta))?;
         let _ = batch.digest.set(digest);
         Ok(mismatch)
@@ -302,7 +309,11 @@ fn write_group(shared: &Shared) -> Result<(), StorageError> {
         shared.disk.sync()?;
         metrics::histogram!("keystead_storage_state_group_seconds").record(began.elapsed().as_secs_f64());
         *shared.digest.write() = writer.meta.ring.back().copied();
-        let (bytes, entries) = shared.view.write().overlay.retire(&group);
+        let (bytes, entries) = {
+            let mut view = shared.view.write();
+            shared.cache.written(group.iter().flat_map(|batch| batch.rows.keys()));
+            view.overlay.retire(&group)
+        };
         shared.signals.retired(last.end.applied.log_id, bytes, entries);
     }
     for index in mismatches {

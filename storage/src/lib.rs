@@ -28,6 +28,7 @@ mod log_writer;
 mod overlay;
 mod packed;
 mod row;
+mod row_cache;
 mod scan;
 mod shared;
 mod state_disk;

@@ -3,7 +3,7 @@
 //! Entries go into an open batch, coalesced by key; a batch is made of whole entries and is written to
 //! sled as one. Readers see the newest row of every key that is still in a batch.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque, hash_map};
 use std::ops::Bound;
 use std::sync::{Arc, OnceLock};
 
@@ -18,8 +18,30 @@ use crate::window::Remembered;
 /// A batch takes no more entries past so many bytes.
 const BATCH_BYTES: usize = 256 * 1024;
 
-/// One change of one row; `None` removes it.
-pub(crate) type Change = (Bytes, Option<Row>);
+/// What a key held before a change.
+#[derive(Clone)]
+pub(crate) enum Before {
+    /// Nothing.
+    Absent,
+    /// This.
+    Row(Row),
+    /// Something that is too large to have been read for this.
+    Unread,
+}
+
+/// One change of one row; a row that is `None` is removed.
+#[derive(Clone)]
+pub(crate) struct Change {
+    pub key: Bytes,
+    pub row: Option<Row>,
+    pub before: Before,
+}
+
+/// A row of a batch: what it becomes, and what it was before the batch.
+pub(crate) struct Changed {
+    pub row: Option<Row>,
+    pub before: Before,
+}
 
 /// What a batch leaves behind: the state's own record after its last entry.
 #[derive(Clone, Default)]
@@ -34,7 +56,7 @@ pub(crate) struct BatchEnd {
 #[derive(Default)]
 pub(crate) struct Batch {
     number: u64,
-    pub rows: HashMap<Bytes, Option<Row>>,
+    pub rows: HashMap<Bytes, Changed>,
     pub remembered: Vec<(u64, Remembered)>,
     pub end: BatchEnd,
     pub checkpoint: Option<CheckpointMark>,
@@ -97,10 +119,20 @@ impl Overlay {
             self.close();
         }
         let before = self.open.bytes;
-        for (key, row) in changes {
+        for Change { key, row, before } in changes {
             self.open.bytes += Row::weight(&key, row.as_ref());
-            if let Some(old) = self.open.rows.insert(key.clone(), row.clone()) {
-                self.open.bytes -= Row::weight(&key, old.as_ref());
+            match self.open.rows.entry(key.clone()) {
+                hash_map::Entry::Occupied(mut slot) => {
+                    // What the key held before the first change is what the batch finds on the disk.
+                    let old = std::mem::replace(&mut slot.get_mut().row, row.clone());
+                    self.open.bytes -= Row::weight(&key, old.as_ref());
+                }
+                hash_map::Entry::Vacant(slot) => {
+                    if let Before::Row(old) = &before {
+                        self.open.bytes += Row::weight(&[], Some(old));
+                    }
+                    slot.insert(Changed { row: row.clone(), before });
+                }
             }
             self.rows.insert(key, Slot { row, batch: self.open.number });
         }
@@ -180,7 +212,14 @@ mod tests {
         let row = Row::Folder(Folder { version, children: index });
         let log_id = Some(LogId { term: 1, node: 1, index });
         Entry {
-            changes: keys.iter().map(|k| (Bytes::from_static(k.as_bytes()), Some(row.clone()))).collect(),
+            changes: keys
+                .iter()
+                .map(|key| Change {
+                    key: Bytes::from_static(key.as_bytes()),
+                    row: Some(row.clone()),
+                    before: Before::Absent,
+                })
+                .collect(),
             remembered: None,
             end: BatchEnd { applied: Applied { log_id, ..Applied::default() }, ..BatchEnd::default() },
             checkpoint: None,

@@ -85,15 +85,6 @@ pub(crate) struct Split {
     crc: u32,
 }
 
-impl Stored {
-    pub fn version(&self) -> Version {
-        match self {
-            Stored::Whole(row) => row.version(),
-            Stored::Split(split) => split.version,
-        }
-    }
-}
-
 /// The key of a record.
 pub(crate) fn record_key(key: &RecordKey) -> Vec<u8> {
     match key.split() {
@@ -224,12 +215,39 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Stored, StorageError> {
     }
 }
 
-impl Split {
+/// Where the parts of a value lie.
+#[derive(Clone, Copy)]
+pub(crate) struct Parts {
+    pub version: Version,
+    count: u16,
+}
+
+impl Parts {
+    fn of(version: Version, total: usize) -> Self {
+        let count = u16::try_from(total.div_ceil(INLINE_BYTES)).expect("values are below 4 GiB");
+        Self { version, count }
+    }
+
     /// Keys of the parts, in order.
-    pub fn part_keys(&self, key: &[u8]) -> impl Iterator<Item = Vec<u8>> {
-        let parts = (self.total as usize).div_ceil(INLINE_BYTES);
-        let parts = u16::try_from(parts).expect("values are below 4 GiB");
-        (0..parts).map(move |n| part_key(key, self.version, n))
+    pub fn keys(self, key: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+        (0..self.count).map(move |n| part_key(key, self.version, n))
+    }
+}
+
+/// Where the parts of a row lie once it is written; `None` if it has none.
+pub(crate) fn split_of(row: &Row) -> Option<Parts> {
+    match row {
+        Row::Record(record) if record.value.len() > INLINE_BYTES => {
+            Some(Parts::of(record.version, record.value.len()))
+        }
+        Row::Record(_) | Row::Folder(_) => None,
+    }
+}
+
+impl Split {
+    /// Where the parts lie.
+    pub fn at(&self) -> Parts {
+        Parts::of(self.version, self.total as usize)
     }
 
     /// Joins the parts.
@@ -303,7 +321,8 @@ mod tests {
         let row = Row::Record(Record { version, value });
         let (main, parts) = encode(b"ckey", &row);
         let Ok(Stored::Split(split)) = decode(&main) else { panic!("not split") };
-        let keys: Vec<_> = split.part_keys(b"ckey").collect();
+        let keys: Vec<_> = split.at().keys(b"ckey").collect();
+        assert_eq!(split_of(&row).map(|parts| parts.keys(b"ckey").collect()), Some(keys.clone()));
         assert_eq!(keys, parts.iter().map(|(k, _)| k.clone()).collect::<Vec<_>>());
         let stored: Vec<sled::IVec> = parts.iter().map(|(_, v)| v.as_ref().into()).collect();
         assert_eq!(split.join(&stored).expect("whole"), row);

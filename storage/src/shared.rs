@@ -15,8 +15,9 @@ use crate::datadir::DataDir;
 use crate::error::StorageError;
 use crate::flusher::{DiskWriter, Signals};
 use crate::ids::{LogId, Version};
-use crate::overlay::Overlay;
+use crate::overlay::{Before, Overlay};
 use crate::row::{Folder, Row, Stored};
+use crate::row_cache::RowCache;
 use crate::state::{Applied, Observer};
 use crate::state_disk::{StateDisk, StateTree};
 use crate::window::Window;
@@ -35,6 +36,8 @@ pub(crate) struct Shared {
     pub applier: Mutex<Applied>,
     pub writer: Mutex<DiskWriter>,
     pub view: RwLock<View>,
+    /// Rows of the view's tree; locked after the view.
+    pub cache: RowCache,
     pub window: RwLock<Window>,
     /// What callers see as applied: moved when everything is visible and observed.
     pub published: RwLock<Applied>,
@@ -115,14 +118,33 @@ impl Shared {
 
     /// Reads a whole row.
     pub fn row(&self, key: &[u8]) -> Result<Option<Row>, StorageError> {
-        let tree = {
+        match self.find(key, true)? {
+            Found::Row(row) => Ok(row),
+            Found::Split(tree, _) => tree.row(key),
+        }
+    }
+
+    /// Looks for a row where it may be; large ones are not joined. With `keep` it is found faster next time.
+    fn find(&self, key: &[u8], keep: bool) -> Result<Found, StorageError> {
+        let (tree, ticket) = {
             let view = self.view.read();
             if let Some(row) = view.overlay.get(key) {
-                return Ok(row.cloned());
+                return Ok(Found::Row(row.cloned()));
             }
-            Arc::clone(&view.tree)
+            match self.cache.get(key) {
+                Ok(row) => return Ok(Found::Row(row)),
+                Err(ticket) => (Arc::clone(&view.tree), ticket),
+            }
         };
-        tree.row(key)
+        let row = match tree.stored(key)? {
+            None => None,
+            Some(Stored::Whole(row)) => Some(row),
+            Some(Stored::Split(split)) => return Ok(Found::Split(tree, split.version)),
+        };
+        if keep {
+            self.cache.put(key, ticket, row.as_ref());
+        }
+        Ok(Found::Row(row))
     }
 
     /// Highest index up to which the log is on the disk, as far as somebody says.
@@ -139,38 +161,36 @@ impl Shared {
     pub fn flushed(&self) -> Option<LogId> {
         self.signals.flushed()
     }
+}
 
-    /// Version or folder of a row, without its value.
-    fn peek<T>(
-        &self,
-        key: &[u8],
-        of: impl Fn(&Row) -> Option<T>,
-        of_stored: impl Fn(&Stored) -> Option<T>,
-    ) -> Result<Option<T>, StorageError> {
-        let tree = {
-            let view = self.view.read();
-            if let Some(row) = view.overlay.get(key) {
-                return Ok(row.and_then(of));
-            }
-            Arc::clone(&view.tree)
-        };
-        Ok(tree.stored(key)?.as_ref().and_then(of_stored))
-    }
+/// Where a row was found.
+enum Found {
+    /// Here, or nowhere.
+    Row(Option<Row>),
+    /// In this tree, cut into parts.
+    Split(Arc<StateTree>, Version),
 }
 
 impl Rows for Shared {
     fn record_version(&self, key: &[u8]) -> Result<Option<Version>, StorageError> {
-        self.peek(key, |row| Some(row.version()), |stored| Some(stored.version()))
+        Ok(match self.find(key, true)? {
+            Found::Row(row) => row.as_ref().map(Row::version),
+            Found::Split(_, version) => Some(version),
+        })
     }
 
     fn folder(&self, key: &[u8]) -> Result<Option<Folder>, StorageError> {
-        let of = |row: &Row| match row {
-            Row::Folder(folder) => Some(*folder),
-            Row::Record(_) => None,
-        };
-        self.peek(key, of, |stored| match stored {
-            Stored::Whole(row) => of(row),
-            Stored::Split(_) => None,
+        Ok(match self.find(key, true)? {
+            Found::Row(Some(Row::Folder(folder))) => Some(folder),
+            Found::Row(_) | Found::Split(..) => None,
+        })
+    }
+
+    fn before(&self, key: &[u8]) -> Result<Before, StorageError> {
+        Ok(match self.find(key, false)? {
+            Found::Row(Some(row)) => Before::Row(row),
+            Found::Row(None) => Before::Absent,
+            Found::Split(..) => Before::Unread,
         })
     }
 }

@@ -15,8 +15,9 @@ use crate::flusher::{self, DiskWriter, Signals};
 use crate::ids::{LogId, RequestId, Version};
 use crate::keys::{FolderKey, RecordKey};
 use crate::log::Done;
-use crate::overlay::{BatchEnd, Entry, Overlay};
+use crate::overlay::{BatchEnd, Before, Entry, Overlay};
 use crate::row::{self, Row};
+use crate::row_cache::RowCache;
 use crate::scan;
 use crate::shared::{Shared, View};
 use crate::snapshot::{Installer, Manifest, SnapshotCut};
@@ -53,6 +54,7 @@ impl SledState {
             published: RwLock::new(applied),
             writer: Mutex::new(DiskWriter { meta: opened.meta, window_rows: opened.window_rows }),
             view: RwLock::new(View { overlay: Overlay::default(), tree: opened.tree, undo: None }),
+            cache: RowCache::default(),
             window: RwLock::new(opened.window),
             digest: RwLock::new(digest),
             observer: RwLock::new(None),
@@ -145,13 +147,22 @@ impl Shared {
 
     /// What the keys of a plan hold now, as far as a cut wants to know it.
     fn rows_for_undo(&self, plan: &Plan) -> Result<Vec<(Bytes, Option<Row>)>, StorageError> {
-        let wanted: Vec<Bytes> = match &self.view.read().undo {
+        let wanted: Vec<(Bytes, Before)> = match &self.view.read().undo {
             Some(undo) => {
-                plan.changes.iter().map(|(key, _)| key).filter(|key| undo.wants(key)).cloned().collect()
+                let wanted = plan.changes.iter().filter(|change| undo.wants(&change.key));
+                wanted.map(|change| (change.key.clone(), change.before.clone())).collect()
             }
             None => return Ok(Vec::new()),
         };
-        wanted.into_iter().map(|key| self.row(&key).map(|row| (key, row))).collect()
+        let whole = |(key, before): (Bytes, Before)| {
+            let row = match before {
+                Before::Absent => None,
+                Before::Row(row) => Some(row),
+                Before::Unread => self.row(&key)?,
+            };
+            Ok((key, row))
+        };
+        wanted.into_iter().map(whole).collect()
     }
 }
 

@@ -11,7 +11,7 @@ use crate::codec;
 use crate::database::{BATCH_OPERATIONS, Database, SyncMeter, guarded};
 use crate::digest::{LtHash, PlainApplied, from_plain, plain};
 use crate::error::StorageError;
-use crate::overlay::BatchEnd;
+use crate::overlay::{BatchEnd, Before};
 use crate::row::{self, Row, Stored};
 use crate::snapshot::WindowMark;
 use crate::window::{Remembered, Window};
@@ -210,7 +210,7 @@ impl StateTree {
             Stored::Split(split) => split,
         };
         let mut parts = Vec::new();
-        for part in split.part_keys(key) {
+        for part in split.at().keys(key) {
             match self.tree.get(part).map_err(|e| self.database.error("read", e))? {
                 Some(part) => parts.push(part),
                 None => return Ok(None),
@@ -223,18 +223,24 @@ impl StateTree {
     /// parts of large values go before it and the old ones after it: nobody sees them without their row.
     pub fn write<'a>(
         &self,
-        rows: impl Iterator<Item = (&'a Bytes, Option<&'a Row>)>,
+        rows: impl Iterator<Item = (&'a Bytes, Option<&'a Row>, &'a Before)>,
         remembered: &[(u64, Remembered)],
         window_rows: &mut WindowRows,
         meta: Option<&Meta>,
     ) -> Result<(), StorageError> {
         let mut batch = sled::Batch::default();
         let mut orphans = Vec::new();
-        for (key, row) in rows {
-            if let Some(Stored::Split(old)) = self.stored(key)?
-                && Some(old.version) != row.map(Row::version)
-            {
-                orphans.extend(old.part_keys(key).map(|part| (part, None)));
+        for (key, row, before) in rows {
+            let old = match before {
+                Before::Absent => None,
+                Before::Row(row) => row::split_of(row),
+                Before::Unread => match self.stored(key)? {
+                    Some(Stored::Split(split)) => Some(split.at()),
+                    _ => None,
+                },
+            };
+            if let Some(old) = old.filter(|old| Some(old.version) != row.map(Row::version)) {
+                orphans.extend(old.keys(key).map(|part| (part, None)));
             }
             match row {
                 None => batch.remove(key.as_ref()),

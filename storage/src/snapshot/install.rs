@@ -9,7 +9,7 @@ use super::stream::{Item, Items};
 use super::{CHUNK_BYTES, Manifest, SnapshotMeta};
 use crate::digest::{LtHash, digest};
 use crate::error::StorageError;
-use crate::overlay::{BatchEnd, Overlay};
+use crate::overlay::{BatchEnd, Before, Overlay};
 use crate::row::{DATA_AREAS, Row};
 use crate::shared::Shared;
 use crate::state::Applied;
@@ -160,7 +160,8 @@ impl Installer {
 
     /// Writes pending rows to the staged tree, and syncs: no batch stays between flush and disk.
     fn stage(&mut self) -> Result<(), StorageError> {
-        let rows = self.pending.iter().map(|(key, row)| (key, Some(row)));
+        // Keys come in order and once, and the tree was empty.
+        let rows = self.pending.iter().map(|(key, row)| (key, Some(row), &Before::Absent));
         self.staged.write(rows, &[], &mut self.window_rows, None)?;
         self.pending.clear();
         self.pending_bytes = 0;
@@ -205,6 +206,7 @@ impl Installer {
         {
             let mut view = shared.view.write();
             view.overlay = Overlay::default();
+            shared.cache.clear();
             view.tree = Arc::clone(&self.staged);
             view.undo = None; // a cut of the old state is given up
             *shared.window.write() = window;
