@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use keystead_storage::{LogId, Observer, RecordKey, SealedState};
+use keystead_storage::{LogId, Observer, RecordKey, SealedState, error::REBUILD};
 use tokio::sync::watch;
 
 use crate::{
@@ -65,14 +65,9 @@ impl Observer for Changes {
     }
 
     fn digest_mismatch(&self, index: u64) {
-        tracing::error!(
-            index,
-            "this node's state differs from the leader's: it has diverged; rebuild it from its peers"
-        );
+        tracing::error!(index, "this node's state differs from the leader's: it has diverged; {REBUILD}");
         metrics::counter!("keystead_state_digest_mismatches").increment(1);
-        let reason = format!(
-            "the state's digest at index {index} differs from the leader's: rebuild this node from its peers: stop it, move its data directory away and start it again so that it joins anew"
-        );
+        let reason = format!("the state's digest at index {index} differs from the leader's; {REBUILD}");
         self.latch.set(&reason);
         self.vault.latched(&reason);
     }
@@ -90,13 +85,13 @@ pub fn read_directory(state: &dyn SealedState, vault: &dyn VaultSide) -> Option<
     match Directory::open(&record.value) {
         Ok((directory, mac)) => {
             if directory.verify(&mac, vault) == Some(false) {
-                vault.latched("the directory's MAC is wrong: it was edited on disk; rebuild this node from its peers: stop it, move its data directory away and start it again so that it joins anew");
+                vault.latched(&format!("the directory's MAC is wrong: it was edited on disk; {REBUILD}"));
                 return None;
             }
             Some(directory)
         }
         Err(error) => {
-            vault.latched(&format!("the directory is damaged: {error}"));
+            vault.latched(&format!("the directory is damaged: {error}; {REBUILD}"));
             None
         }
     }

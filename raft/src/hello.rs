@@ -61,7 +61,7 @@ pub const FEATURE_LEVEL: u32 = 1;
 pub enum Refusal {
     /// The caller's incarnation has been removed from the cluster.
     #[error(
-        "this node was removed from the cluster; to use it again, stop it, move its data directory away and start it so that it joins anew"
+        "this node was removed from the cluster; to use it again, stop it, run `keystead operator raft rebuild` and start it again so that it joins anew"
     )]
     Removed,
     /// The caller's key is not the one that the directory pins for its incarnation.

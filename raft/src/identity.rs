@@ -1,17 +1,18 @@
 //! Who this node is: the file `identity` of the data directory.
 //!
-//! `format[1]`, then a bincode record; mode 0600, for it holds the private key of the cluster port. The key
+//! `format[1]`, a bincode record, CRC32 of both; mode 0600, for it holds the private key of the cluster port. The key
 //! gives a replication channel, nothing more: it opens no vault and sees no request.
 
 use std::path::{Path, PathBuf};
 
-use keystead_storage::{StorageError, datadir::write_file_durably};
+use keystead_storage::{StorageError, datadir::write_file_durably, error::REBUILD};
 use keystead_tls::NodeKey;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::codec::{self, DecodeError};
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
+const CRC_BYTES: usize = 4;
 
 /// Least `max_entry_size`, in bytes: init's own entry must fit.
 pub const MIN_ENTRY_SIZE: u64 = 64 << 10;
@@ -88,14 +89,20 @@ pub enum IdentityError {
         source: std::io::Error,
     },
     /// The file is damaged.
-    #[error(
-        "{path} is damaged ({source}): rebuild this node from its peers: stop it, move its data directory away and start it again so that it joins anew"
-    )]
+    #[error("{path} is damaged ({source}); {REBUILD}")]
     Damaged {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         source: DecodeError,
+    },
+    /// The data of a member are there, the file is not.
+    #[error("{path} is missing, but {data} is there; {REBUILD}")]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// What shows that there was one.
+        data: PathBuf,
     },
 }
 
@@ -128,16 +135,21 @@ impl Identity {
     /// Reads the identity; `None` when this node belongs to no cluster yet.
     ///
     /// # Errors
-    /// [`IdentityError::Damaged`] when the file is there and cannot be understood.
+    /// [`IdentityError::Damaged`] when the file is there and cannot be understood, [`IdentityError::Missing`] when
+    /// it is not there, but what only a member has is.
     pub fn load(data_dir: &Path) -> Result<Option<Self>, IdentityError> {
         let path = Self::path(data_dir);
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => Zeroizing::new(bytes),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return never_had(data_dir, path),
             Err(source) => return Err(IdentityError::Read { path, source }),
         };
         let damaged = |source| IdentityError::Damaged { path: path.clone(), source };
-        match bytes.split_first() {
+        let (body, crc) = bytes.split_last_chunk::<CRC_BYTES>().ok_or(damaged(DecodeError::Short))?;
+        if crc32fast::hash(body) != u32::from_be_bytes(*crc) {
+            return Err(damaged(DecodeError::Invalid("checksum")));
+        }
+        match body.split_first() {
             None => Err(damaged(DecodeError::Short)),
             Some((&FORMAT, body)) => codec::decode(body).map(Some).map_err(damaged),
             Some((&other, _)) => Err(damaged(DecodeError::Unknown("identity format", u64::from(other)))),
@@ -148,7 +160,17 @@ impl Identity {
     pub fn save(&self, data_dir: &Path) -> Result<(), IdentityError> {
         let mut bytes = Zeroizing::new(vec![FORMAT]);
         bytes.extend_from_slice(&codec::encode(self));
+        let crc = crc32fast::hash(&bytes);
+        bytes.extend_from_slice(&crc.to_be_bytes());
         Ok(write_file_durably(&Self::path(data_dir), &bytes, 0o600)?)
+    }
+}
+
+/// Without an identity a node joins anew, and it must not bring along what another incarnation had promised.
+fn never_had(data_dir: &Path, path: PathBuf) -> Result<Option<Identity>, IdentityError> {
+    match ["log/db", "state/db"].map(|name| data_dir.join(name)).into_iter().find(|data| data.exists()) {
+        None => Ok(None),
+        Some(data) => Err(IdentityError::Missing { path, data }),
     }
 }
 
@@ -161,5 +183,46 @@ pub fn fresh_incarnation() -> u64 {
             0 => continue,
             id => return id,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        let key = NodeKey::generate().expect("the generator works");
+        let params = ClusterParams::scaled(1, 1 << 20);
+        Identity::new([7; 16], 1, "n1".into(), 9, &key, vec![1; 400], vec![2; 400], params)
+    }
+
+    #[test]
+    fn flipped_bits_and_cuts_are_damage_with_a_remedy() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        identity().save(dir.path()).expect("saved");
+        let path = dir.path().join("identity");
+        assert_eq!(Identity::load(dir.path()).expect("whole").expect("there").incarnation, 9);
+        let good = std::fs::read(&path).expect("read");
+        let flipped = (0..good.len() * 8).step_by(13).map(|bit| {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            bad
+        });
+        let cut = (0..good.len()).step_by(17).map(|length| good[..length].to_vec());
+        for bad in flipped.chain(cut) {
+            std::fs::write(&path, bad).expect("write");
+            let error = Identity::load(dir.path()).err().expect("damaged").to_string();
+            assert!(error.contains("identity is damaged") && error.contains("raft rebuild"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_lost_identity_is_not_taken_for_a_node_that_never_joined() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        assert!(Identity::load(dir.path()).expect("new").is_none());
+        std::fs::create_dir(dir.path().join("log")).expect("make");
+        std::fs::write(dir.path().join("log/db"), "x").expect("write");
+        let error = Identity::load(dir.path()).err().expect("lost").to_string();
+        assert!(error.contains("identity is missing") && error.contains("raft rebuild"), "{error}");
     }
 }

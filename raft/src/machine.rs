@@ -16,6 +16,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use keystead_storage::{
     ApplyEntry, ApplyOp, Installer, LogId, Outcome, RaftLog, SealedState, SnapshotFile, StorageError,
+    error::REBUILD,
 };
 use openraft::{
     OptionalSend,
@@ -240,11 +241,9 @@ impl Applier {
     /// Decodes an entry and decides whether it counts. What no node can understand or what was forged stops
     /// this node; what belongs to another cluster, epoch or term is a no-op on every node.
     fn judge(&self, log_id: LogId, payload: Bytes) -> Result<ApplyEntry, StorageError> {
-        let damaged = |what: String| {
-            StorageError::Damaged {
+        let damaged = |what: String| StorageError::Damaged {
             what: format!("log entry {log_id}: {what}"),
-            remedy: "rebuild this node from its peers: stop it, move its data directory away and start it again so that it joins anew".into(),
-        }
+            remedy: REBUILD.into(),
         };
         let op = match entry::decode(&payload).map_err(|e| damaged(e.to_string()))? {
             Payload::Blank => ApplyOp::Blank,

@@ -99,7 +99,9 @@ pub enum JoinError {
         voters: usize,
     },
     /// The incarnation was removed before.
-    #[error("this incarnation was removed from the cluster; move the data directory away and start again")]
+    #[error(
+        "this incarnation was removed from the cluster; stop this node, run `keystead operator raft rebuild` and start it again"
+    )]
     Removed,
     /// The last voter cannot be removed.
     #[error("the last voter cannot be removed")]

@@ -9,9 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use keystead_storage::{
-    Check, DataDir, RaftLog, RequestId, SealedState, SledLog, SledState, StorageError, Txn, Write,
-};
+use keystead_storage::{Check, DataDir, RaftLog, RequestId, SealedState, StorageError, Txn, Write};
 use keystead_tls::{ClusterId, ClusterTls, PeerIdentity, PeerPolicy};
 use openraft::SnapshotPolicy;
 use tokio::sync::watch;
@@ -391,10 +389,8 @@ impl Shared {
 type Storage = (Arc<dyn RaftLog>, Arc<dyn SealedState>);
 
 fn open_storage(dir: &DataDir) -> Result<Storage, StorageError> {
-    let log = Arc::new(SledLog::open(dir)?);
-    let state = SledState::open(dir)?;
-    state.set_durable_log(log.durable());
-    Ok((log, Arc::new(state)))
+    let (log, state) = keystead_storage::open(dir)?;
+    Ok((Arc::new(log), Arc::new(state)))
 }
 
 fn raft_config(params: &ClusterParams) -> Result<openraft::Config, StartError> {

@@ -112,6 +112,20 @@ impl<'a> Ui<'a> {
         Ok(bytes)
     }
 
+    /// Asks a question on the stream of results and reads one line; nothing at the end of the input.
+    ///
+    /// # Errors
+    /// What reading gives.
+    pub fn ask(&mut self, question: &str) -> io::Result<String> {
+        self.write_out(question);
+        let mut answer = String::new();
+        self.input.read_line(&mut answer)?;
+        if !answer.ends_with('\n') {
+            self.write_out("\n");
+        }
+        Ok(answer)
+    }
+
     /// Asks for a secret on the terminal, typed unseen. The question goes to the stream of results if
     /// `on_output`, else to that of errors; a newline follows the answer.
     ///

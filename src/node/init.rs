@@ -7,7 +7,10 @@ use keystead_raft::{
     Directory, DirectoryMember, Identity, ProposeError, ProposeOutcome, Replica, Replicated as _, VaultSide,
     fresh_incarnation, hello::FEATURE_LEVEL,
 };
-use keystead_storage::{Check, RequestId, Txn, Write, datadir::write_file_durably};
+use keystead_storage::{
+    Check, DataDir, RequestId, Txn, Write,
+    datadir::{forget_promise, write_file_durably},
+};
 use keystead_tls::{ClusterCa, ClusterId, NodeKey, PeerName};
 
 use super::{ClusterName, Node, OpenKeys, StartError, records, shares::uuid_text};
@@ -29,7 +32,8 @@ const MARKER: &str = "initialising";
 const FIRST_ENTRY: Duration = Duration::from_secs(10);
 
 /// Removes what an interrupted initialisation left.
-pub fn undo_interrupted(data_dir: &Path) -> Result<(), StartError> {
+pub fn undo_interrupted(dir: &DataDir) -> Result<(), StartError> {
+    let data_dir = dir.path();
     let marker = data_dir.join(MARKER);
     if !marker.exists() {
         return Ok(());
@@ -50,6 +54,7 @@ pub fn undo_interrupted(data_dir: &Path) -> Result<(), StartError> {
     if identity.exists() {
         std::fs::remove_file(identity).map_err(io("undoing an interrupted initialisation"))?;
     }
+    forget_promise(dir)?;
     std::fs::remove_file(marker).map_err(io("undoing an interrupted initialisation"))
 }
 

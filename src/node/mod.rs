@@ -30,7 +30,7 @@ use tokio::sync::watch;
 
 pub use join::JoinTarget;
 pub use keys::{ClusterName, OpenKeys};
-pub use shares::uuid;
+pub use shares::{uuid, uuid_text};
 
 use crate::{
     core::{Core, error::ApiError},
@@ -115,7 +115,7 @@ impl Node {
     /// Starts a node: with an identity it replicates at once, sealed; without one it waits to be initialised or
     /// to join.
     pub async fn start(settings: NodeSettings) -> Result<Arc<Self>, StartError> {
-        init::undo_interrupted(settings.dir.path())?;
+        init::undo_interrupted(&settings.dir)?;
         let identity = Identity::load(settings.dir.path())?;
         let joining =
             join::Joining::new(settings.non_voter).map_err(keystead_raft::replica::StartError::from)?;

@@ -7,11 +7,11 @@ use std::{
 };
 
 use keystead_raft::{
-    ClusterParams,
+    ClusterParams, Identity,
     identity::{MAX_ENTRY_SIZE, MIN_ENTRY_SIZE},
 };
 use keystead_storage::{
-    DataDir,
+    DataDir, StorageError,
     datadir::{read_file, write_file_durably},
 };
 use keystead_tls::ClientTls;
@@ -295,15 +295,21 @@ fn node_id(raft: &RaftStorageConfig, data_dir: &Path) -> Result<String, Failure>
         return Ok(node_id.clone());
     }
     let path = data_dir.join("node-id");
-    if let Some(bytes) = read_file(&path, 1024)? {
-        return Ok(String::from_utf8(bytes)?.trim().to_owned());
+    let kept = match read_file(&path, 1024) {
+        Err(StorageError::TooLarge { .. }) => None,
+        other => other?.and_then(|bytes| String::from_utf8(bytes).ok()),
+    };
+    if let Some(node_id) = kept.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()) {
+        return Ok(node_id);
     }
-    let node_id = uuid();
+    // A member whose file was lost or damaged knows its name.
+    let node_id = Identity::load(data_dir)?.map_or_else(uuid, |identity| identity.node_id.clone());
     write_file_durably(&path, node_id.as_bytes(), 0o600)?;
     Ok(node_id)
 }
 
-fn join_target(stanza: &RetryJoin) -> Result<Arc<JoinTarget>, Failure> {
+/// Whom a `retry_join` block names, with the trust that it configures.
+pub(super) fn join_target(stanza: &RetryJoin) -> Result<Arc<JoinTarget>, Failure> {
     let read = |path: &Option<std::path::PathBuf>| match path {
         None => Ok(None),
         Some(path) => std::fs::read_to_string(path)

@@ -5,6 +5,7 @@
 //! thread, an own `fdatasync` after every flush, large segments so that no value is put into an unsynced
 //! blob file, and `catch_unwind` around opening.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -136,11 +137,25 @@ fn open_when_released(config: &sled::Config, dir: &Path) -> Result<sled::Db, Sto
     }
 }
 
-/// Runs `f` and turns a panic, which is how sled reports damage, into an error.
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a panic on this thread would be sled's way to report damage, which is caught and told as an error:
+/// a panic hook need not tell it.
+pub fn expects_panic() -> bool {
+    GUARDED.get()
+}
+
+/// Runs `f` and turns a panic, which is how sled reports damage, into an error. Damage names `dir`.
 pub(crate) fn guarded<T>(dir: &Path, f: impl FnOnce() -> Result<T, StorageError>) -> Result<T, StorageError> {
-    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| {
-        Err(StorageError::damaged(format!("the database in {} is damaged", dir.display())))
-    })
+    let before = GUARDED.replace(true);
+    let outcome = catch_unwind(AssertUnwindSafe(f));
+    GUARDED.set(before);
+    match outcome {
+        Ok(result) => result.map_err(|error| error.found_in(dir)),
+        Err(_) => Err(StorageError::damaged(format!("the database {} is damaged", dir.join("db").display()))),
+    }
 }
 
 /// Ends the process after a panic on a storage thread: replication would not notice that it is gone and

@@ -8,10 +8,28 @@ use std::sync::Arc;
 
 use crate::disk_watch::DiskWatch;
 use crate::error::StorageError;
+use crate::promise::Promise;
 use crate::space::{Watermarks, statvfs};
 
 /// The format that this release writes.
 const FORMAT: u32 = 1;
+/// The oldest that there ever was.
+const FIRST_FORMAT: u32 = 1;
+/// What the log has acknowledged, outside of the log.
+const PROMISE: &str = "promise";
+/// What belongs to one incarnation of a node, in the order in which it is removed: without an identity nothing
+/// of the rest is used, and without a format number nothing of the rest may be there.
+const REMOVED: [&str; 9] = [
+    "identity",
+    "identity.tmp",
+    "log",
+    "state",
+    "snapshots",
+    "promise",
+    "promise.tmp",
+    "FORMAT",
+    "initialising",
+];
 
 /// The data directory of one node, locked against every other process.
 ///
@@ -32,21 +50,7 @@ impl DataDir {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, StorageError> {
         let path = path.into();
         create_dir(&path)?;
-        let lock_path = path.join("LOCK");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&lock_path)
-            .map_err(|e| StorageError::io(format!("open {}", lock_path.display()), e))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StorageError::InUse { path }),
-            Err(TryLockError::Error(e)) => {
-                return Err(StorageError::io(format!("lock {}", lock_path.display()), e));
-            }
-        }
+        let lock = lock(&path)?;
         check_format(&path)?;
         let disk = Arc::new(DiskWatch::new(&path)?);
         let dir = Self { path, disk, _lock: Arc::new(lock) };
@@ -77,9 +81,85 @@ impl DataDir {
         self.path.join("snapshots")
     }
 
+    /// What the log has acknowledged, outside of the log.
+    pub(crate) fn promise(&self) -> PathBuf {
+        self.path.join(PROMISE)
+    }
+
     /// How its disk does.
     pub fn disk(&self) -> &Arc<DiskWatch> {
         &self.disk
+    }
+}
+
+/// Locks a data directory that exists against every other process, whatever state it is in.
+fn lock(dir: &Path) -> Result<File, StorageError> {
+    let path = dir.join("LOCK");
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|e| StorageError::io(format!("open {}", path.display()), e))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(StorageError::InUse { path: dir.to_owned() }),
+        Err(TryLockError::Error(e)) => Err(StorageError::io(format!("lock {}", path.display()), e)),
+    }
+}
+
+/// A data directory that is to be emptied, locked, and not opened: what is in it may be damaged.
+#[derive(Debug)]
+pub struct Emptying {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Emptying {
+    /// Locks a directory that exists.
+    ///
+    /// # Errors
+    /// [`StorageError::InUse`] if a server has it, [`StorageError::Io`] if it cannot be looked into.
+    pub fn begin(path: &Path) -> Result<Self, StorageError> {
+        fs::read_dir(path).map_err(|e| StorageError::io(format!("read {}", path.display()), e))?;
+        Ok(Self { path: path.to_owned(), _lock: lock(path)? })
+    }
+
+    /// What of it would be removed, with its size in bytes.
+    pub fn contents(&self) -> Vec<(&'static str, u64)> {
+        let found = REMOVED.iter().map(|name| (*name, self.path.join(name)));
+        found.filter(|(_, path)| path.exists()).map(|(name, path)| (name, size_of(&path))).collect()
+    }
+
+    /// Removes everything that one incarnation of a node has: identity, log, state, snapshots. `node-id` and
+    /// whatever is not ours stay.
+    ///
+    /// The identity goes first, durably: whatever interrupts this, the incarnation never comes back with less
+    /// than it had, and a start says that this has to be run again.
+    ///
+    /// # Errors
+    /// [`StorageError::Io`]; it may be run again.
+    pub fn empty(&self) -> Result<(), StorageError> {
+        for name in REMOVED {
+            let path = self.path.join(name);
+            let removed = match fs::symlink_metadata(&path) {
+                Ok(about) if about.is_dir() => fs::remove_dir_all(&path),
+                Ok(_) => fs::remove_file(&path),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => Err(e),
+            };
+            removed.map_err(|e| StorageError::io(format!("remove {}", path.display()), e))?;
+            sync_dir(&self.path)?;
+        }
+        Ok(())
+    }
+}
+
+fn size_of(path: &Path) -> u64 {
+    match fs::read_dir(path) {
+        Ok(entries) => entries.flatten().map(|entry| size_of(&entry.path())).sum(),
+        Err(_) => fs::metadata(path).map_or(0, |about| about.len()),
     }
 }
 
@@ -151,6 +231,16 @@ pub fn read_file(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, StorageErro
     Ok(Some(bytes))
 }
 
+/// [`read_file`] for a file of ours whose size is bounded: a longer one is damaged.
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, StorageError> {
+    read_file(path, limit).map_err(|error| match error {
+        StorageError::TooLarge { .. } => {
+            StorageError::damaged(format!("{} is longer than it can be", path.display()))
+        }
+        other => other,
+    })
+}
+
 /// Makes renames and new files in a directory durable.
 pub(crate) fn sync_dir(path: &Path) -> Result<(), StorageError> {
     File::open(path)
@@ -166,15 +256,30 @@ fn create_dir(path: &Path) -> Result<(), StorageError> {
         .map_err(|e| StorageError::io(format!("create directory {}", path.display()), e))
 }
 
+/// Makes a new directory usable again after its data were removed: nothing is promised any more.
+///
+/// # Errors
+/// [`StorageError::Io`].
+pub fn forget_promise(dir: &DataDir) -> Result<(), StorageError> {
+    Promise::create(&dir.promise())
+}
+
 fn check_format(dir: &Path) -> Result<(), StorageError> {
     let path = dir.join("FORMAT");
-    let Some(bytes) = read_file(&path, 256)? else {
+    let Some(bytes) = read_bounded(&path, 256)? else {
+        if let Some(used) = ["identity", "log/db", "state/db"].iter().find(|name| dir.join(name).exists()) {
+            let what = format!("{} is missing, but {} is there", path.display(), dir.join(used).display());
+            return Err(StorageError::damaged(what));
+        }
+        // First, so that a directory with a format number has one: a missing promise is then noticed.
+        Promise::create(&dir.join(PROMISE))?;
         return write_file_durably(&path, format!("keystead-data {FORMAT}\n").as_bytes(), 0o600);
     };
     let found = std::str::from_utf8(&bytes)
         .ok()
         .and_then(|text| text.strip_prefix("keystead-data "))
         .and_then(|rest| rest.trim_end().parse::<u32>().ok())
+        .filter(|found| *found >= FIRST_FORMAT)
         .ok_or_else(|| StorageError::damaged(format!("{} is not a format number", path.display())))?;
     if found > FORMAT {
         return Err(StorageError::NewerFormat { path, found, known: FORMAT });
@@ -218,6 +323,39 @@ mod tests {
         assert!(matches!(error, StorageError::NewerFormat { found: 2, known: 1, .. }), "{error}");
         fs::write(base.path().join("FORMAT"), "something else").expect("write");
         assert!(matches!(DataDir::open(base.path()), Err(StorageError::Damaged { .. })));
+    }
+
+    #[test]
+    fn data_without_a_format_are_not_taken_for_a_new_directory() {
+        let base = tempfile::tempdir().expect("tempdir");
+        fs::write(base.path().join("FORMAT"), "keystead-data 0\n").expect("write");
+        assert!(matches!(DataDir::open(base.path()), Err(StorageError::Damaged { .. })));
+        fs::write(base.path().join("FORMAT"), [b'1'; 300]).expect("write");
+        assert!(matches!(DataDir::open(base.path()), Err(StorageError::Damaged { .. })));
+        fs::remove_file(base.path().join("FORMAT")).expect("remove");
+        fs::write(base.path().join("identity"), "x").expect("write");
+        let error = DataDir::open(base.path()).expect_err("no format").to_string();
+        assert!(error.contains("FORMAT is missing") && error.contains("raft rebuild"), "{error}");
+    }
+
+    #[test]
+    fn emptying_leaves_what_names_the_place_and_what_is_not_ours() {
+        let base = tempfile::tempdir().expect("tempdir");
+        let dir = DataDir::open(base.path()).expect("new");
+        assert!(matches!(Emptying::begin(base.path()), Err(StorageError::InUse { .. })));
+        drop(dir);
+        for name in ["identity", "node-id", "lost", "log/db", "state/db"] {
+            fs::write(base.path().join(name), "12345").expect("write");
+        }
+        let emptying = Emptying::begin(base.path()).expect("free");
+        assert!(emptying.contents().contains(&("log", 5)), "{:?}", emptying.contents());
+        emptying.empty().expect("emptied");
+        drop(emptying);
+        let mut left: Vec<_> =
+            fs::read_dir(base.path()).expect("read").map(|e| e.expect("entry").file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["LOCK", "lost", "node-id"]);
+        DataDir::open(base.path()).expect("as new");
     }
 
     #[test]

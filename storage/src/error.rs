@@ -75,7 +75,7 @@ pub enum StorageError {
 }
 
 /// The remedy for damage that a replica heals best.
-pub(crate) const REBUILD: &str = "rebuild this node from its peers: stop it, move the data directory away, start it again so that it joins anew";
+pub const REBUILD: &str = "rebuild this node from its peers: stop it, run `keystead operator raft rebuild` with its -config, start it again";
 
 impl StorageError {
     /// Wraps an I/O error with what was being done.
@@ -86,6 +86,16 @@ impl StorageError {
     /// Damage whose remedy is to rebuild the node from its peers.
     pub(crate) fn damaged(what: impl Into<String>) -> Self {
         StorageError::Damaged { what: what.into(), remedy: REBUILD.to_owned() }
+    }
+
+    /// Names the place of damage, unless the text does so already.
+    pub(crate) fn found_in(self, place: &Path) -> Self {
+        match self {
+            StorageError::Damaged { what, remedy } if !what.contains(&*place.to_string_lossy()) => {
+                StorageError::Damaged { what: format!("{}: {what}", place.display()), remedy }
+            }
+            other => other,
+        }
     }
 
     /// Translates an error of sled that came up under `dir`.

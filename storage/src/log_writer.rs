@@ -13,6 +13,7 @@ use crate::ids::{LogId, Vote};
 use crate::log::{Done, LogRecord};
 use crate::log_disk::{LogDisk, size_of};
 use crate::log_view::LogView;
+use crate::promise::Promise;
 
 /// Past so many queued bytes a caller waits.
 const QUEUE_BYTES: u64 = 32 * 1024 * 1024;
@@ -25,10 +26,24 @@ const SMALL_BYTES: u64 = 64 * 1024;
 
 /// One operation for the writer.
 pub(crate) enum Job {
-    Append { records: Vec<LogRecord>, done: Done },
-    Vote { vote: Vote, done: Done },
-    Truncate { from: u64, done: Done },
-    Purge { up_to: LogId, done: Done },
+    Append {
+        records: Vec<LogRecord>,
+        done: Done,
+    },
+    Vote {
+        vote: Vote,
+        done: Done,
+    },
+    /// `last` is the entry before `from`.
+    Truncate {
+        from: u64,
+        last: Option<LogId>,
+        done: Done,
+    },
+    Purge {
+        up_to: LogId,
+        done: Done,
+    },
     Stop,
 }
 
@@ -103,13 +118,15 @@ pub(crate) struct Shared {
     /// The log is being closed.
     pub stopping: AtomicBool,
     watch: Arc<DiskWatch>,
+    /// Only the writer uses it.
+    promise: Mutex<Promise>,
     latch: Mutex<Option<String>>,
 }
 
 impl Shared {
-    pub fn new(disk: LogDisk, view: LogView, watch: Arc<DiskWatch>) -> Self {
-        let (view, queue) = (RwLock::new(view), Queue::default());
-        Self { disk, view, queue, stopping: AtomicBool::new(false), watch, latch: Mutex::default() }
+    pub fn new(disk: LogDisk, view: LogView, promise: Promise, watch: Arc<DiskWatch>) -> Self {
+        let (view, queue, promise) = (RwLock::new(view), Queue::default(), Mutex::new(promise));
+        Self { disk, view, queue, stopping: AtomicBool::new(false), watch, promise, latch: Mutex::default() }
     }
 
     /// The first failure, if there was one.
@@ -143,7 +160,7 @@ pub(crate) fn run(shared: &Arc<Shared>) {
                 writer.append(group);
             }
             Job::Vote { vote, done } => writer.finish(|w| w.save_vote(vote), done),
-            Job::Truncate { from, done } => writer.finish(|w| w.truncate(from), done),
+            Job::Truncate { from, last, done } => writer.finish(|w| w.truncate(from, last), done),
             Job::Purge { up_to, done } => writer.finish(|w| w.purge(up_to), done),
         }
     }
@@ -204,6 +221,9 @@ impl Writer<'_> {
             self.saved = committed;
         }
         self.sync()?;
+        if let Some(last) = records.last() {
+            self.shared.promise.lock().give_entries(last.log_id)?;
+        }
         let entries = records.len() as u64;
         disk.database().meter().group(entries);
         metrics::counter!("keystead_storage_log_entries_total").increment(entries);
@@ -217,11 +237,13 @@ impl Writer<'_> {
     fn save_vote(&mut self, vote: Vote) -> Result<(), StorageError> {
         self.wait_for_room(SMALL_BYTES)?;
         self.shared.disk.write_vote(vote)?;
-        self.sync()
+        self.sync()?;
+        self.shared.promise.lock().give_vote(vote)
     }
 
-    fn truncate(&mut self, from: u64) -> Result<(), StorageError> {
+    fn truncate(&mut self, from: u64, last: Option<LogId>) -> Result<(), StorageError> {
         self.wait_for_room(SMALL_BYTES)?;
+        self.shared.promise.lock().take_back(last)?;
         self.shared.disk.truncate_from(from)?;
         self.written = self.written.min(from.checked_sub(1));
         self.saved = self.saved.filter(|s| s.index < from);
@@ -235,6 +257,9 @@ impl Writer<'_> {
         self.shared.disk.write_floor(up_to)?;
         self.sync()?;
         self.shared.disk.drop_segments(up_to.index, self.written)?;
+        if self.written < Some(up_to.index) {
+            self.shared.promise.lock().give_entries(up_to)?;
+        }
         self.written = self.written.max(Some(up_to.index));
         metrics::gauge!("keystead_storage_log_bytes").set(self.shared.view.read().size_bytes() as f64);
         self.shared.disk.database().check_blobs()

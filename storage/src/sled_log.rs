@@ -9,10 +9,11 @@ use crate::datadir::DataDir;
 use crate::error::StorageError;
 use crate::ids::{LogId, Vote};
 use crate::log::{Done, LogBounds, LogRecord, RaftLog, SyncStats};
-use crate::log_disk::LogDisk;
+use crate::log_disk::{LogDisk, Recovered};
 use crate::log_view::{LogView, misplaced};
 use crate::log_writer::{self, Job, Shared};
 use crate::packed::MAX_PAYLOAD_BYTES;
+use crate::promise::{Promise, Promised};
 
 /// The Raft log on sled.
 ///
@@ -28,12 +29,15 @@ impl SledLog {
     /// Opens the log of a data directory and verifies every record of it.
     ///
     /// # Errors
-    /// [`StorageError::Damaged`] if a record is missing or changed, with the index;
+    /// [`StorageError::Damaged`] if a record is missing or changed, with the index, or if the log ends before
+    /// what it had acknowledged;
     /// [`StorageError::Full`] below the lower mark of free space (see [`Watermarks`](crate::Watermarks)).
     pub fn open(dir: &DataDir) -> Result<Self, StorageError> {
+        let promise = Promise::open(&dir.promise())?;
         let (disk, found) = LogDisk::open(&dir.log())?;
+        check_promise(&promise.promised(), &disk, &found).map_err(|e| e.found_in(&dir.log()))?;
         dir.disk().add_meter(disk.database().meter());
-        let shared = Arc::new(Shared::new(disk, LogView::new(found), Arc::clone(dir.disk())));
+        let shared = Arc::new(Shared::new(disk, LogView::new(found), promise, Arc::clone(dir.disk())));
         let for_writer = Arc::clone(&shared);
         let writer = thread::Builder::new()
             .name("log-writer".to_owned())
@@ -159,7 +163,8 @@ impl RaftLog for SledLog {
         }
         view.truncate_after(after, last);
         let from = after.max(floor).map_or(0, |kept| kept + 1);
-        self.shared.queue.push(Job::Truncate { from, done });
+        let last = view.bounds.last;
+        self.shared.queue.push(Job::Truncate { from, last, done });
     }
 
     fn purge(&self, up_to: LogId, done: Done) {
@@ -196,6 +201,39 @@ impl SledLog {
         let records = self.read(index, index + 1, 0)?;
         Ok(records.first().map(|r| r.log_id).or(self.bounds().purged.filter(|p| p.index == index)))
     }
+}
+
+/// The log holds everything that it ever acknowledged, unless it was purged or truncated since.
+fn check_promise(promised: &Promised, disk: &LogDisk, found: &Recovered) -> Result<(), StorageError> {
+    if let Some(vote) = promised.vote {
+        let kept = found.vote.is_some_and(|found| {
+            found.term > vote.term
+                || (found.term == vote.term && found.node == vote.node && found.committed >= vote.committed)
+        });
+        if !kept {
+            let what = format!("the log has lost its vote in term {}", vote.term);
+            return Err(StorageError::damaged(what));
+        }
+    }
+    let Some(last) = promised.last else { return Ok(()) };
+    if found.last.is_none_or(|found| found.index < last.index) {
+        let end = found.last.map_or("it holds nothing".to_owned(), |l| format!("it ends with {}", l.index));
+        let what = format!("the log has lost its tail: {end}, but had acknowledged entry {}", last.index);
+        return Err(StorageError::damaged(what));
+    }
+    if found.purged.is_some_and(|purged| purged.index > last.index) {
+        return Ok(());
+    }
+    let there = match found.purged.filter(|purged| purged.index == last.index) {
+        Some(purged) => Some(purged),
+        None => disk.read(last.index, last.index + 1, 0)?.first().map(|record| record.log_id),
+    };
+    if there != Some(last) {
+        let what =
+            format!("the log has lost its tail: entry {} is not the one it had acknowledged", last.index);
+        return Err(StorageError::damaged(what));
+    }
+    Ok(())
 }
 
 impl Drop for SledLog {

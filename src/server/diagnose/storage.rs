@@ -111,7 +111,11 @@ fn format(path: &Path) -> Check {
         Some(found) => Check::ok(NAME, format!("format {found}")),
         None => {
             let message = format!("{} is damaged: it holds no format number", file.display());
-            Check::fail(NAME, message, "put the directory aside and let the node join its cluster again")
+            Check::fail(
+                NAME,
+                message,
+                "empty it and let the node join its cluster again: operator raft rebuild",
+            )
         }
     }
 }

@@ -5,6 +5,7 @@ mod init;
 mod key_status;
 mod members;
 mod raft;
+mod rebuild;
 mod seal;
 mod unseal;
 
@@ -103,6 +104,20 @@ pub const COMMANDS: &[Command] = &[
         about: "Joins the node at the address to the cluster of which another node is a member.",
         flags: raft::JOIN_FLAGS,
         run: Some(raft::join),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator raft rebuild",
+        synopsis: "Empties a damaged node",
+        about: "Empties a node whose data are damaged, so that its peers send it everything again. It works offline, on\n\
+                the data directory of a server that is not running. The node keeps its name and gets a new identity:\n\
+                it joins its cluster again, which takes the unseal shares.\n\n    \
+                $ {program} operator raft rebuild -config=/etc/keystead/config.hcl\n\n\
+                First the peers that the configuration names are asked whether the cluster has a leader without this\n\
+                node. If none can say so, this node may hold the last copy of the data, and -force is needed.",
+        flags: rebuild::FLAGS,
+        calls_api: false,
+        run: Some(rebuild::run),
         ..Command::DEFAULT
     },
 ];
