@@ -6,7 +6,8 @@
 //!
 //! Reading order: [`cluster`] (a cluster and its nodes), [`node`] and [`process`] (one of them), [`client`]
 //! (HTTPS), [`wait`] (deadlines), then what hurts: [`faults`] (disk and clocks), [`net`] (a network between the nodes that stalls and cuts),
-//! [`load`] (writes whose acknowledgements are remembered and checked), [`impostor`] (a server that is not what it says),
+//! [`load`] (writes whose acknowledgements are remembered and checked), [`lin`] (whether what clients saw has an
+//! explanation), [`impostor`] (a server that is not what it says),
 //! [`scan`] (looks for plaintext).
 
 pub mod certs;
@@ -17,6 +18,7 @@ pub mod config;
 pub mod error;
 pub mod faults;
 pub mod impostor;
+pub mod lin;
 pub mod load;
 pub mod net;
 pub mod node;
