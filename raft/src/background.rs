@@ -16,7 +16,8 @@ const PING: Duration = Duration::from_secs(1);
 const CHECKPOINT_ENTRIES: u64 = 1024;
 /// Time of writing between two digest checkpoints.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
-/// The log is purged when it is larger than this many bytes, or by the library's count of entries.
+/// The log is purged when it is larger than this many bytes or a sixteenth of its file system, or by the library's
+/// count of entries.
 const LOG_BYTES: u64 = 64 << 20;
 
 impl Shared {
@@ -28,8 +29,12 @@ impl Shared {
                 if id != self.myself.incarnation {
                     tokio::spawn(async move {
                         let ping = shared.pool.call(id, Channel::Control, Method::Ping, &[], PING);
-                        if let Err(error) = ping.await {
-                            tracing::debug!(%error, peer = format!("{id:016x}"), "peer does not answer");
+                        match ping.await.as_deref().map(<[u8]>::first_chunk::<8>) {
+                            Ok(Some(free)) => shared.peers.free_bytes(id, u64::from_be_bytes(*free)),
+                            Ok(None) => {}
+                            Err(error) => {
+                                tracing::debug!(%error, peer = format!("{id:016x}"), "peer does not answer");
+                            }
                         }
                     });
                 }
@@ -88,8 +93,10 @@ impl Shared {
             metrics::gauge!("keystead_raft_log_sync_last_us").set(stats.last_us as f64);
             metrics::gauge!("keystead_raft_applied_index").set(*self.applied.borrow() as f64);
             self.spools.tidy();
-            if bytes > LOG_BYTES
-                && let Err(error) = self.purge_by_bytes(bytes).await
+            let total_bytes = self.own.disk().status().space.total_bytes;
+            let limit = LOG_BYTES.min(total_bytes / 16);
+            if bytes > limit
+                && let Err(error) = self.purge_by_bytes(bytes, limit).await
             {
                 tracing::warn!(%error, "the log cannot be purged");
             }
@@ -97,12 +104,16 @@ impl Shared {
     }
 
     /// Keeps about half the limit, as far as the state has been flushed.
-    async fn purge_by_bytes(&self, bytes: u64) -> Result<(), openraft::errors::Fatal<TypeConfig>> {
+    async fn purge_by_bytes(
+        &self,
+        bytes: u64,
+        limit: u64,
+    ) -> Result<(), openraft::errors::Fatal<TypeConfig>> {
         self.raft.trigger().snapshot().await?;
         let bounds = self.log.bounds();
         let (first, last) = (bounds.purged.map_or(0, |id| id.index), bounds.last.map_or(0, |id| id.index));
         let entries = last.saturating_sub(first).max(1);
-        let keep = LOG_BYTES / 2 / (bytes / entries).max(1);
+        let keep = limit / 2 / (bytes / entries).max(1);
         let flushed = self.state.flushed().map_or(0, |id| id.index);
         let up_to = last.saturating_sub(keep).min(flushed);
         if up_to > first { self.raft.trigger().purge_log(up_to).await } else { Ok(()) }

@@ -153,14 +153,15 @@ impl Drop for StreamEnd {
 }
 
 impl Conn {
-    /// Runs a connection over two halves after the hellos. `heard` is told the flags of every frame.
+    /// Runs a connection over two halves after the hellos. `flags` go into every frame, and `heard` is told those
+    /// of every frame that comes.
     pub fn start<R, W>(
         peer: Hello,
         reader: R,
         writer: W,
         limit: usize,
-        sealed: impl Fn() -> bool + Send + Sync + 'static,
-        heard: impl Fn(bool) + Send + 'static,
+        flags: impl Fn() -> u16 + Send + Sync + 'static,
+        heard: impl Fn(u16) + Send + 'static,
     ) -> Self
     where
         R: AsyncRead + Unpin + Send + 'static,
@@ -173,7 +174,7 @@ impl Conn {
         let writing = tokio::spawn({
             let closed_tx = closed_tx.clone();
             async move {
-                write_loop(writer, queue, sealed).await;
+                write_loop(writer, queue, flags).await;
                 closed_tx.send_replace(true);
             }
         });
@@ -273,12 +274,12 @@ impl StreamSender {
 pub async fn write_loop<W: AsyncWrite + Unpin>(
     writer: W,
     mut queue: mpsc::Receiver<Frame>,
-    sealed: impl Fn() -> bool,
+    flags: impl Fn() -> u16,
 ) {
     let mut writer = BufWriter::with_capacity(64 << 10, writer);
     while let Some(mut frame) = queue.recv().await {
         loop {
-            frame.flags = if sealed() { frame::FLAG_SEALED } else { 0 };
+            frame.flags = flags();
             if frame::write(&mut writer, &frame).await.is_err() {
                 return;
             }
@@ -295,9 +296,9 @@ pub async fn write_loop<W: AsyncWrite + Unpin>(
     drop(writer.shutdown().await);
 }
 
-async fn read_loop<R: AsyncRead + Unpin>(mut reader: R, limit: usize, slots: &Slots, heard: impl Fn(bool)) {
+async fn read_loop<R: AsyncRead + Unpin>(mut reader: R, limit: usize, slots: &Slots, heard: impl Fn(u16)) {
     while let Ok(Some(frame)) = frame::read(&mut reader, limit).await {
-        heard(frame.flags & frame::FLAG_SEALED != 0);
+        heard(frame.flags);
         match frame.kind {
             Kind::Reply | Kind::Failed => {
                 let slot = slots.lock().as_mut().and_then(|slots| slots.remove(&frame.stream));

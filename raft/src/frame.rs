@@ -20,6 +20,14 @@ pub const HELLO_LIMIT: usize = 16 << 10;
 pub const OPEN_LIMIT: usize = 36 << 20;
 /// Set in every frame of a sealed node: acks say whether a node is sealed.
 pub const FLAG_SEALED: u16 = 1;
+/// Set in every frame of a node that leads and answers.
+pub const FLAG_LEADS: u16 = 2;
+/// Set in every frame of a node whose disk is almost full.
+pub const FLAG_DISK_LOW: u16 = 4;
+/// Set in every frame of a node whose disk is full.
+pub const FLAG_DISK_FULL: u16 = 8;
+/// Set in every frame of a node whose syncs hang.
+pub const FLAG_DISK_SLOW: u16 = 16;
 
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +72,7 @@ impl Kind {
 pub struct Frame {
     /// What it is.
     pub kind: Kind,
-    /// [`FLAG_SEALED`] and flags to come; unknown ones are ignored.
+    /// What the sender says of itself ([`Standing`](crate::standing::Standing)); unknown flags are ignored.
     pub flags: u16,
     /// Which stream or call it belongs to.
     pub stream: u64,

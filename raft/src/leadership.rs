@@ -1,9 +1,9 @@
 //! Who leads, who may stand for election, and when a leader hands over.
 //!
-//! An unsealed voter stands for election as Raft says. A sealed one stands only after a while in which nobody
-//! has won, for it may hold entries that the unsealed ones lack; it then replicates, and hands over to an
-//! unsealed voter as soon as one is reachable and caught up. Nodes never get different timeouts: the timeout is
-//! the lease too.
+//! An unsealed voter stands for election as Raft says. A sealed one, or one whose disk hangs or is full, stands only
+//! after a while in which nobody has won, for it may hold entries that the others lack; it then replicates, and hands
+//! over to a voter that is better off as soon as one is reachable and caught up. So does a leader whose disk begins to
+//! hang or is almost full. Nodes never get different timeouts: the timeout is the lease too.
 
 use std::{
     sync::{
@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use keystead_storage::SealedState;
+use keystead_storage::{RaftLog, SLOW_SYNC, SealedState};
 use openraft::async_runtime::watch::WatchReceiver as _;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -21,14 +21,18 @@ use tokio::sync::watch;
 use crate::{
     clock::{ClusterClock, wall_ms},
     directory::DirectoryCache,
+    machine::{Latch, storage_failure},
     peers::Peers,
-    replicated::{LeaderInfo, Leadership},
+    replicated::{LeaderInfo, Leadership, Shortage},
+    standing::{OwnStanding, Standing, Voter, shortage},
     types::{Raft, TypeConfig},
     vault_side::VaultSide,
 };
 
 /// An heir this close behind has the rest before its own election: the library makes it wait for it.
 const CLOSE_ENTRIES: u64 = 64;
+/// A voter that was not heard of for this long counts neither as having room nor as lacking it.
+const HEARD_LATELY: Duration = Duration::from_secs(3);
 /// How often seal states and contacts are looked at. Changes of leadership are seen at once.
 const TICK: Duration = Duration::from_millis(25);
 
@@ -80,6 +84,8 @@ pub struct Watcher {
     pub myself: LeaderInfo,
     /// The library.
     pub raft: Raft,
+    /// The local log.
+    pub log: Arc<dyn RaftLog>,
     /// The local state.
     pub state: Arc<dyn SealedState>,
     /// Who is a member, and where.
@@ -88,6 +94,10 @@ pub struct Watcher {
     pub peers: Arc<Peers>,
     /// Whether this node is open.
     pub vault: Arc<dyn VaultSide>,
+    /// What this node says of itself.
+    pub own: Arc<OwnStanding>,
+    /// Stops apply.
+    pub latch: Arc<Latch>,
     /// Cluster time.
     pub clock: Arc<ClusterClock>,
     /// The last append taken.
@@ -100,6 +110,8 @@ pub struct Watcher {
     pub quiet: Arc<AtomicBool>,
     /// Where the result goes.
     pub leadership: watch::Sender<Leadership>,
+    /// What is refused for want of space.
+    pub shortage: watch::Sender<Option<Shortage>>,
 }
 
 impl Watcher {
@@ -111,11 +123,13 @@ impl Watcher {
         let mut late = LateCandidate::new(self.lease);
         let mut was_leader = false;
         let mut handed_over: Option<Instant> = None;
+        let mut low_since: Option<Instant> = None;
         loop {
             let over = started.elapsed() >= quiet;
             if over {
                 self.quiet.store(false, Ordering::Release);
             }
+            self.look_at_storage();
             self.publish();
             let leads = self.raft.is_leader();
             if leads && !was_leader {
@@ -123,9 +137,12 @@ impl Watcher {
             }
             was_leader = leads;
             self.candidacy(over, leads, &mut late).await;
-            if leads && !self.vault.is_open() {
-                self.hand_over(&mut handed_over).await;
+            let own = self.own.now();
+            if leads && own.burden() > 0 {
+                self.hand_over(own, &mut handed_over).await;
             }
+            low_since = low_since.or(Some(Instant::now())).filter(|_| leads && own.disk_low);
+            self.judge_space(leads, own, low_since.map(|since| since.elapsed()));
             tokio::select! {
                 changed = metrics.changed() => if changed.is_err() { return self.stopped().await },
                 _ = applied.changed(), if leads && !self.leadership.borrow().is_self => {}
@@ -134,9 +151,65 @@ impl Watcher {
         }
     }
 
+    /// A database that failed latches the node at once, not with the next entry, which may be long in coming.
+    fn look_at_storage(&self) {
+        if self.latch.reason().is_some() {
+            return;
+        }
+        let failed = self.log.latch().map(|why| storage_failure("log", &why));
+        let failed = failed.or_else(|| self.state.latch().map(|why| storage_failure("state", &why)));
+        let Some(reason) = failed else { return };
+        self.latch.set(&reason);
+        self.vault.latched(&reason);
+    }
+
+    /// Says what is refused for want of space, and tells of a change once.
+    fn judge_space(&self, leads: bool, own: Standing, low_for: Option<Duration>) {
+        let found = if leads { self.shortage(own, low_for) } else { None };
+        let kind = |shortage: &Option<Shortage>| shortage.as_ref().map(|s| (s.node_id.clone(), s.deletes));
+        let before = kind(&self.shortage.borrow());
+        match &found {
+            Some(shortage) if before != kind(&found) => tracing::warn!(%shortage, "writes are refused"),
+            None if before.is_some() => tracing::info!("writes are not refused for want of space any more"),
+            _ => {}
+        }
+        metrics::gauge!("keystead_raft_writes_refused").set(if found.is_some() { 1.0 } else { 0.0 });
+        self.shortage.send_if_modified(|current| {
+            let changed = *current != found;
+            *current = found;
+            changed
+        });
+    }
+
+    fn shortage(&self, own: Standing, low_for: Option<Duration>) -> Option<Shortage> {
+        let others: Vec<Voter> = self
+            .raft
+            .voter_ids()
+            .filter(|id| *id != self.incarnation)
+            .map(|id| {
+                let heard = self.peers.status(id);
+                let name = heard.as_ref().map(|heard| heard.node_id.clone());
+                let lately = heard.as_ref().filter(|heard| heard.heard.elapsed() < HEARD_LATELY);
+                Voter {
+                    node_id: name.unwrap_or_else(|| format!("{id:016x}")),
+                    standing: lately.map(|heard| heard.standing),
+                    free_bytes: heard.and_then(|heard| heard.free_bytes),
+                }
+            })
+            .collect();
+        let own = Voter {
+            node_id: self.myself.node_id.clone(),
+            standing: Some(own),
+            free_bytes: Some(self.own.free_bytes()),
+        };
+        shortage(&own, &others, low_for)
+    }
+
     /// The core has stopped. Nobody may go on believing what it said last.
     async fn stopped(&self) {
         self.leadership.send_replace(Leadership::default());
+        self.own.set_leads(false);
+        self.look_at_storage();
         let state = self.raft.metrics().borrow_watched().running_state.clone();
         let why = match state {
             Err(openraft::errors::Fatal::Stopped) => None,
@@ -176,6 +249,7 @@ impl Watcher {
             *current = view;
             changed
         });
+        self.own.set_leads(self.leadership.borrow().is_self);
     }
 
     fn view(&self) -> Leadership {
@@ -188,6 +262,12 @@ impl Watcher {
             }
             (metrics.current_term, metrics.state.is_leader(), metrics.current_leader)
         };
+        // A core whose vote waits for a disk that hangs does not learn that another leads.
+        if self.own.disk().running() > SLOW_SYNC
+            && let Some(leader) = self.peers.leading(self.lease * 2).and_then(|id| self.info(id))
+        {
+            return Leadership { term, leader: Some(leader), is_self: false, active_since_ms: 0 };
+        }
         if leads {
             // A leader answers once the first entry of its term is applied: only then has it applied
             // everything that was acknowledged before.
@@ -216,20 +296,22 @@ impl Watcher {
         Some(LeaderInfo { incarnation, node_id, api_addr, cluster_addr: format!("https://{cluster_addr}") })
     }
 
-    /// Switches this node's candidacy with its seal, and lets a sealed node stand late.
+    /// Switches this node's candidacy with its standing, and lets a sealed node, or one with a bad disk, stand late.
     async fn candidacy(&self, over: bool, leads: bool, late: &mut LateCandidate) {
-        let open = self.vault.is_open();
+        let fit = self.own.now().stands_at_once();
         // Switching candidacy off under a healthy leader would depose it; a sealed leader hands over instead.
         if !leads {
-            self.raft.runtime_config().elect(over && open);
+            self.raft.runtime_config().elect(over && fit);
         }
         let silent = self.contact.last().is_none_or(|(_, ago)| ago > self.lease);
-        if leads || open || !over || !silent || !self.is_voter() {
+        if leads || fit || !over || !silent || !self.is_voter() {
             late.rest(self.lease);
             return;
         }
         if late.due(self.lease) {
-            tracing::info!("nobody leads: this sealed node stands for election to hand over");
+            tracing::info!(
+                "nobody leads: this node stands for election, to hand over to one that is better off"
+            );
             if let Err(error) = self.raft.trigger().elect(true).await {
                 tracing::debug!(%error, "cannot stand for election");
             }
@@ -240,34 +322,39 @@ impl Watcher {
         self.raft.voter_ids().any(|id| id == self.incarnation)
     }
 
-    /// Hands leadership to an unsealed voter that is reachable and has nearly everything.
-    async fn hand_over(&self, last: &mut Option<Instant>) {
+    /// Hands leadership to an unsealed voter that is better off, is reachable and has nearly everything.
+    async fn hand_over(&self, own: Standing, last: &mut Option<Instant>) {
         if last.is_some_and(|at| at.elapsed() < self.lease * 2) {
             return;
         }
-        let Some(target) = self.heir(|id| self.peers.status(id).is_some_and(|peer| !peer.sealed)) else {
+        let better = |standing: Standing| standing.burden() < own.burden();
+        let Some(target) = heir(&self.raft, &self.peers, self.incarnation, self.lease, better) else {
             return;
         };
         *last = Some(Instant::now());
-        tracing::info!(target = format!("{target:016x}"), "this node is sealed and hands leadership over");
+        let why = match own {
+            Standing { sealed: true, .. } => "it is sealed",
+            Standing { disk_slow: true, .. } => "its disk hangs",
+            Standing { disk_full: true, .. } => "its disk is full",
+            _ => "its disk is almost full",
+        };
+        let heir = self.info(target).map_or_else(|| format!("{target:016x}"), |info| info.node_id);
+        metrics::counter!("keystead_raft_handovers_total").increment(1);
+        tracing::warn!(why, heir, "this node hands leadership over");
         if let Err(error) = self.transfers.to(&self.raft, target).await {
             tracing::warn!(%error, "cannot hand leadership over");
         }
     }
-
-    /// A voter that was heard of lately, has the log but for its last entries, and fits.
-    pub fn heir(&self, fits: impl Fn(u64) -> bool) -> Option<u64> {
-        heir(&self.raft, &self.peers, self.incarnation, self.lease, fits)
-    }
 }
 
-/// See [`Watcher::heir`].
+/// The unsealed voter with the least burden that was heard of within `window`, has the log but for its last entries,
+/// and fits.
 pub fn heir(
     raft: &Raft,
     peers: &Peers,
     own: u64,
     window: Duration,
-    fits: impl Fn(u64) -> bool,
+    fits: impl Fn(Standing) -> bool,
 ) -> Option<u64> {
     let (last, matched) = {
         let metrics = raft.data_metrics();
@@ -275,18 +362,20 @@ pub fn heir(
         (metrics.last_log, metrics.replication.clone()?)
     };
     let voters: Vec<u64> = raft.voter_ids().collect();
-    voters.into_iter().find(|&id| {
-        id != own
-            && fits(id)
-            && peers.heard_within(id, window)
-            && matched.get(&id).is_some_and(|at| {
-                let behind = |at: u64| last.map_or(0, |last| last.index).saturating_sub(at);
-                at.as_ref().is_some_and(|at| behind(at.index) <= CLOSE_ENTRIES)
-            })
-    })
+    let reachable = voters.into_iter().filter(|id| *id != own).filter_map(|id| {
+        let status = peers.status(id).filter(|status| status.heard.elapsed() <= window)?;
+        (!status.standing.sealed && fits(status.standing)).then_some((id, status.standing))
+    });
+    let caught_up = reachable.filter(|(id, _)| {
+        matched.get(id).is_some_and(|at| {
+            let behind = |at: u64| last.map_or(0, |last| last.index).saturating_sub(at);
+            at.as_ref().is_some_and(|at| behind(at.index) <= CLOSE_ENTRIES)
+        })
+    });
+    caught_up.min_by_key(|(_, standing)| standing.burden()).map(|(id, _)| id)
 }
 
-/// The timer of a sealed node's candidacy.
+/// The timer of the candidacy of a node that stands late.
 struct LateCandidate {
     since: Instant,
     wait: Duration,

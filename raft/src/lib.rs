@@ -31,6 +31,7 @@ pub mod replicated;
 pub mod server;
 pub mod shared;
 pub mod spool;
+pub mod standing;
 #[allow(missing_docs)] // the library's macro writes the associated types
 pub mod types;
 pub mod vault_side;
@@ -41,6 +42,6 @@ pub use identity::{ClusterParams, Identity, fresh_incarnation};
 pub use replica::{JoinError, MemberView, Replica, ReplicaConfig};
 pub use replicated::{
     BoxFuture, ForwardError, LeaderInfo, Leadership, ProposeError, ProposeOutcome, ReadBarrier, ReadError,
-    Replicated,
+    Replicated, Shortage,
 };
 pub use vault_side::{Peer, VaultSide, Verdict};

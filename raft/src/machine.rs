@@ -15,8 +15,8 @@ use std::{
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use keystead_storage::{
-    ApplyEntry, ApplyOp, Installer, LogId, Outcome, RaftLog, SealedState, SnapshotFile, StorageError,
-    error::REBUILD,
+    ApplyEntry, ApplyOp, DiskWatch, Installer, LogId, Outcome, RaftLog, SealedState, SnapshotFile,
+    SpaceLevel, StorageError, error::REBUILD,
 };
 use openraft::{
     OptionalSend,
@@ -64,6 +64,7 @@ pub struct Machine {
     log: Arc<dyn RaftLog>,
     jobs: std_mpsc::Sender<Job>,
     spools: Arc<Spools>,
+    disk: Arc<DiskWatch>,
     applied: watch::Sender<u64>,
     running: Arc<AtomicBool>,
 }
@@ -84,6 +85,8 @@ pub struct MachineParts {
     pub latch: Arc<Latch>,
     /// Where snapshots are spooled.
     pub spools: Arc<Spools>,
+    /// Whether there is room for a spool.
+    pub disk: Arc<DiskWatch>,
     /// The applied index is published here.
     pub applied: watch::Sender<u64>,
     /// Set once the library runs: before, it asks for a snapshot only to learn its index.
@@ -98,12 +101,13 @@ struct Job {
 impl Machine {
     /// Starts the apply thread.
     pub fn start(parts: MachineParts) -> io::Result<Self> {
-        let MachineParts { state, log, place, vault, directory, latch, spools, applied, running } = parts;
+        let MachineParts { state, log, place, vault, directory, latch, spools, disk, applied, running } =
+            parts;
         let (jobs, queue) = std_mpsc::channel::<Job>();
         let applier =
             Applier { latch, state: state.clone(), place, vault, directory, applied: applied.clone() };
         std::thread::Builder::new().name("apply".into()).spawn(move || applier.run(queue))?;
-        Ok(Self { state, log, jobs, spools, applied, running })
+        Ok(Self { state, log, jobs, spools, disk, applied, running })
     }
 
     /// The metadata of the state as it is applied now.
@@ -123,6 +127,15 @@ impl Machine {
         let gone = || io::Error::other("the apply thread is gone");
         self.jobs.send(Job { entries, done }).map_err(|_| gone())?;
         outcome.await.map_err(|_| gone())?.map_err(io_error)
+    }
+
+    /// A snapshot is another copy of the state: none is made on a disk that is almost full.
+    fn room_to_spool(&self) -> Result<(), StorageError> {
+        let space = self.disk.status().space;
+        if space.level == SpaceLevel::Ample {
+            return Ok(());
+        }
+        Err(StorageError::Full { path: self.spools.dir().to_owned(), free_bytes: space.free_bytes })
     }
 
     fn stored_membership(&self) -> io::Result<StoredMembership> {
@@ -167,6 +180,13 @@ impl Latch {
     }
 }
 
+/// What is said of a database that has failed for good.
+pub fn storage_failure(what: &str, why: &str) -> String {
+    format!(
+        "the {what} on this node's disk has failed: {why}; mend the disk and start this node again, or rebuild it from its peers"
+    )
+}
+
 struct Applier {
     latch: Arc<Latch>,
     state: Arc<dyn SealedState>,
@@ -188,7 +208,8 @@ impl Applier {
             let result = self.apply(job.entries);
             if let Err(error) = &result {
                 tracing::error!(%error, "apply failed: this node stops replicating");
-                self.vault.latched(&error.to_string());
+                let failed = self.state.latch().map(|why| storage_failure("state", &why));
+                self.vault.latched(&failed.unwrap_or_else(|| error.to_string()));
             }
             let failed = result.is_err();
             // The library may have shut down meanwhile.
@@ -337,7 +358,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let spool = match self.spools.latest(floor) {
             Some(spool) => spool,
             // The library stops for good when this fails; a spool that cannot be sent is tried again.
-            None => match self.state.cut() {
+            None => match self.room_to_spool().and_then(|()| self.state.cut()) {
                 Ok(cut) => self.spools.start(cut),
                 Err(error) => self.spools.failed(self.present(), error),
             },

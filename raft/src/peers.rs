@@ -1,4 +1,4 @@
-//! What this node has heard of the others: sealed or not, when last, at which addresses.
+//! What this node has heard of the others: how they do, when last, at which addresses.
 
 use std::{
     collections::HashMap,
@@ -7,7 +7,7 @@ use std::{
 
 use parking_lot::RwLock;
 
-use crate::hello::Hello;
+use crate::{hello::Hello, standing::Standing};
 
 /// What is known of one peer, from its hellos and acks.
 #[derive(Debug, Clone)]
@@ -18,8 +18,10 @@ pub struct PeerStatus {
     pub cluster_addr: String,
     /// Base URL of its API, as it said itself.
     pub api_addr: String,
-    /// Whether it is sealed, by its latest frame.
-    pub sealed: bool,
+    /// What it says of itself, by its latest frame.
+    pub standing: Standing,
+    /// Bytes free on its disk, by its latest answer to a ping.
+    pub free_bytes: Option<u64>,
     /// When its latest frame came in.
     pub heard: Instant,
     /// Its addresses as it gave them on a channel on which it proved that it holds the root key: `host:port` of
@@ -37,7 +39,10 @@ impl Peers {
     /// A hello came in.
     pub fn hello(&self, hello: &Hello) {
         let mut all = self.by_incarnation.write();
-        let proven = all.get(&hello.incarnation).and_then(|known| known.proven.clone());
+        let known = all.get(&hello.incarnation);
+        let proven = known.and_then(|known| known.proven.clone());
+        let free_bytes = known.and_then(|known| known.free_bytes);
+        let before = known.map(|known| known.standing).unwrap_or_default();
         all.insert(
             hello.incarnation,
             PeerStatus {
@@ -45,7 +50,8 @@ impl Peers {
                 node_id: hello.node_id.clone(),
                 cluster_addr: hello.cluster_addr.clone(),
                 api_addr: hello.api_addr.clone(),
-                sealed: hello.sealed,
+                standing: Standing { sealed: hello.sealed, ..before },
+                free_bytes,
                 heard: Instant::now(),
             },
         );
@@ -59,11 +65,28 @@ impl Peers {
     }
 
     /// A frame came in.
-    pub fn frame(&self, incarnation: u64, sealed: bool) {
+    pub fn frame(&self, incarnation: u64, standing: Standing) {
         if let Some(status) = self.by_incarnation.write().get_mut(&incarnation) {
-            status.sealed = sealed;
+            status.standing = standing;
             status.heard = Instant::now();
         }
+    }
+
+    /// It said how much is free on its disk.
+    pub fn free_bytes(&self, incarnation: u64, free_bytes: u64) {
+        if let Some(status) = self.by_incarnation.write().get_mut(&incarnation) {
+            status.free_bytes = Some(free_bytes);
+        }
+    }
+
+    /// Who says that it leads, of those heard of within `window`.
+    pub fn leading(&self, window: Duration) -> Option<u64> {
+        let all = self.by_incarnation.read();
+        let leads = |status: &&PeerStatus| status.standing.leads && status.heard.elapsed() <= window;
+        all.iter()
+            .filter(|(_, status)| leads(status))
+            .max_by_key(|(_, status)| status.heard)
+            .map(|(id, _)| *id)
     }
 
     /// What is known of a peer.

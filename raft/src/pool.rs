@@ -16,6 +16,7 @@ use crate::{
     hello::{Channel, FEATURE_LEVEL, Hello, Refusal},
     open_channel,
     peers::Peers,
+    standing::{OwnStanding, Standing},
     vault_side::VaultSide,
 };
 
@@ -91,6 +92,7 @@ pub struct Pool {
     directory: Arc<DirectoryCache>,
     peers: Arc<Peers>,
     vault: Arc<dyn VaultSide>,
+    own: Arc<OwnStanding>,
     slots: Mutex<HashMap<(u64, Channel), Slot>>,
     /// The last refusal that was logged, so that each is logged once.
     refused: Mutex<Option<Refusal>>,
@@ -104,8 +106,9 @@ impl Pool {
         directory: Arc<DirectoryCache>,
         peers: Arc<Peers>,
         vault: Arc<dyn VaultSide>,
+        own: Arc<OwnStanding>,
     ) -> Self {
-        Self { myself, tls, directory, peers, vault, slots: Mutex::default(), refused: Mutex::default() }
+        Self { myself, tls, directory, peers, vault, own, slots: Mutex::default(), refused: Mutex::default() }
     }
 
     /// The connection to a peer for a channel, dialled if there is none.
@@ -213,10 +216,10 @@ impl Pool {
         let theirs = self.judge_hello(peer, &answer)?;
         self.peers.hello(&theirs);
 
-        let (vault, peers) = (self.vault.clone(), self.peers.clone());
-        let sealed = move || !vault.is_open();
-        let heard = move |sealed| peers.frame(peer, sealed);
-        let conn = Conn::start(theirs, reader, writer, channel.limit(), sealed, heard);
+        let (own, peers) = (self.own.clone(), self.peers.clone());
+        let flags = move || own.now().to_flags();
+        let heard = move |flags| peers.frame(peer, Standing::of_flags(flags));
+        let conn = Conn::start(theirs, reader, writer, channel.limit(), flags, heard);
         if channel.is_open() {
             let keys = open_channel::Ends { client: self.myself.spki_sha256, server: identity.spki_sha256 };
             self.prove_open(&conn, &exporter, &keys).await?;

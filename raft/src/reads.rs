@@ -116,7 +116,9 @@ impl Reads {
         }
         let age = if trusted { self.lease / 2 } else { Duration::ZERO };
         let option = LinearizerOption::new(Some(age), true).with_wait_timeout(self.lease);
-        let linearizer = self.raft.get_read_linearizer(option).await.map_err(|error| match error {
+        // The library answers nothing while its vote waits for a disk that hangs.
+        let asked = tokio::time::timeout(self.lease * 5, self.raft.get_read_linearizer(option));
+        let linearizer = asked.await.map_err(|_| ReadError::Timeout)?.map_err(|error| match error {
             openraft::errors::RaftError::Fatal(fatal) => ReadError::Stopped(fatal.to_string()),
             openraft::errors::RaftError::APIError(_) => ReadError::NoLeader,
         })?;

@@ -18,9 +18,11 @@ use crate::{
     identity::{ClusterParams, Identity},
     leadership::heir,
     replicated::{
-        BoxFuture, ForwardError, Leadership, ProposeError, ProposeOutcome, ReadBarrier, ReadError, Replicated,
+        BoxFuture, ForwardError, Leadership, ProposeError, ProposeOutcome, ReadBarrier, ReadError,
+        Replicated, Shortage,
     },
     shared::Shared,
+    standing::OwnStanding,
     types::Member,
     vault_side::VaultSide,
 };
@@ -255,6 +257,11 @@ impl Replica {
         *self.shared.applied.borrow()
     }
 
+    /// What this node says of itself, and how its disk does.
+    pub fn own_standing(&self) -> &OwnStanding {
+        &self.shared.own
+    }
+
     /// What was heard of a member.
     pub fn peer_status(&self, incarnation: u64) -> Option<crate::peers::PeerStatus> {
         self.shared.peers.status(incarnation)
@@ -301,9 +308,8 @@ impl Replica {
         let shared = &self.shared;
         let until = tokio::time::Instant::now() + deadline;
         while shared.raft.is_leader() && tokio::time::Instant::now() < until {
-            let fits = |id| shared.peers.status(id).is_some_and(|peer| !peer.sealed);
             let own = shared.myself.incarnation;
-            if let Some(heir) = heir(&shared.raft, &shared.peers, own, shared.lease, fits) {
+            if let Some(heir) = heir(&shared.raft, &shared.peers, own, shared.lease, |_| true) {
                 let (raft, transfers) = (shared.raft.clone(), shared.transfers.clone());
                 self.on_runtime(async move { transfers.to(&raft, heir).await }).await;
             } else if !shared.may_find_heir() {
@@ -365,6 +371,10 @@ impl Replica {
 impl Replicated for Replica {
     fn propose(&self, txn: Txn) -> BoxFuture<'_, Result<ProposeOutcome, ProposeError>> {
         Box::pin(self.shared.proposer.propose(txn))
+    }
+
+    fn shortage(&self) -> Option<Shortage> {
+        self.shared.shortage.borrow().clone()
     }
 
     fn read_barrier(&self) -> BoxFuture<'_, Result<ReadBarrier, ReadError>> {

@@ -94,6 +94,31 @@ pub enum ProposeError {
     Stopped(String),
 }
 
+/// What is refused for want of space on a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortage {
+    /// The node whose disk it is; one of them, if there are more.
+    pub node_id: String,
+    /// Bytes free there, as far as they are known.
+    pub free_bytes: u64,
+    /// Deletes are still taken; otherwise no write is.
+    pub deletes: bool,
+}
+
+impl std::fmt::Display for Shortage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { node_id, free_bytes, deletes } = self;
+        let (how, what) = match deletes {
+            true => ("almost full", "reads and deletes are served, writes that store are refused"),
+            false => ("full", "reads are served, writes are refused"),
+        };
+        write!(
+            f,
+            "the disk of node {node_id:?} is {how} ({free_bytes} bytes free): {what}; free space on that node's file system or enlarge it, and writes go on by themselves"
+        )
+    }
+}
+
 /// Why a linearizable read cannot be served.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ReadError {
@@ -156,6 +181,8 @@ pub trait Replicated: Send + Sync + 'static {
     /// # Cancel safety
     /// A proposal outlives the future: dropping it leaves the outcome unknown.
     fn propose(&self, txn: Txn) -> BoxFuture<'_, Result<ProposeOutcome, ProposeError>>;
+    /// What a leader must refuse for want of space, if anything. The caller knows what stores and what deletes.
+    fn shortage(&self) -> Option<Shortage>;
     /// Waits until local state holds everything acknowledged before the call, on leader and standby alike.
     fn read_barrier(&self) -> BoxFuture<'_, Result<ReadBarrier, ReadError>>;
     /// Says, after the read and before the answer, whether the barrier's leader still led while it was read.

@@ -43,6 +43,7 @@ use crate::{
     peers::Peers,
     pool::Myself,
     reads::ReadGate,
+    standing::{OwnStanding, Standing},
     types::{Raft, RaftVote, TypeConfig},
     vault_side::{Peer, VaultSide},
     wire,
@@ -83,6 +84,8 @@ pub struct Server {
     pub peers: Arc<Peers>,
     /// The vault.
     pub vault: Arc<dyn VaultSide>,
+    /// What this node says of itself.
+    pub own: Arc<OwnStanding>,
     /// Linearizable reads.
     pub reads: ReadGate,
     /// Cluster time.
@@ -260,8 +263,8 @@ impl Server {
         self.peers.hello(&hello);
         let caller = Arc::new(Caller { hello, identity, exporter, address, proven: AtomicBool::new(false) });
         let (outgoing, queue) = mpsc::channel(128);
-        let vault = self.vault.clone();
-        let writing = tokio::spawn(write_loop(writer, queue, move || !vault.is_open()));
+        let own = self.own.clone();
+        let writing = tokio::spawn(write_loop(writer, queue, move || own.now().to_flags()));
         let reading = tokio::spawn(self.clone().read_loop(reader, caller.clone(), outgoing));
         let registered = self.connections.add(&caller.hello, reading.abort_handle());
         // A removal or a faster clone may have come between the hello and here.
@@ -325,7 +328,7 @@ impl Server {
                 limit.min(frame::REPLICATION_LIMIT)
             };
             let Some(frame) = frame::read(&mut reader, limit).await? else { return Ok(()) };
-            self.peers.frame(caller.hello.incarnation, frame.flags & frame::FLAG_SEALED != 0);
+            self.peers.frame(caller.hello.incarnation, Standing::of_flags(frame.flags));
             match frame.kind {
                 Kind::Call => {
                     let permit = calls.clone().acquire_owned().await.map_err(std::io::Error::other)?;
@@ -336,6 +339,15 @@ impl Server {
                 Kind::Append => {
                     let request = wire::decode_append(frame.payload).map_err(std::io::Error::other)?;
                     self.check_possible(&request).map_err(std::io::Error::other)?;
+                    // Room is left for what was taken before. The leader tries again, slower and slower; heartbeats
+                    // go on.
+                    if !request.entries.is_empty() && self.own.now().disk_full {
+                        streams.remove(&frame.stream);
+                        let end =
+                            Frame { kind: Kind::End, flags: 0, stream: frame.stream, payload: Bytes::new() };
+                        drop(outgoing.send(end).await);
+                        continue;
+                    }
                     streams.retain(|_, stream| !stream.is_closed());
                     if !streams.contains_key(&frame.stream) {
                         if streams.len() >= STREAMS_PER_CONNECTION {
@@ -441,7 +453,7 @@ impl Server {
             return Err("this node is sealed".into());
         }
         match method {
-            Method::Ping => Ok(Bytes::new()),
+            Method::Ping => Ok(Bytes::copy_from_slice(&self.own.free_bytes().to_be_bytes())),
             Method::Time if self.raft.is_leader() => {
                 Ok(Bytes::copy_from_slice(&self.clock.now_ms().to_be_bytes()))
             }

@@ -29,9 +29,10 @@ use crate::{
     proposer::{Proposer, Stamp},
     reads::{ReadGate, Reads},
     replica::{JoinError, ReplicaConfig, StartError},
-    replicated::{LeaderInfo, Leadership, ProposeError, ProposeOutcome},
+    replicated::{LeaderInfo, Leadership, ProposeError, ProposeOutcome, Shortage},
     server::{CALLS_KIB, Connections, Server},
     spool::Spools,
+    standing::OwnStanding,
     types::Raft,
     vault_side::VaultSide,
 };
@@ -53,6 +54,8 @@ pub struct Shared {
     pub(crate) reads: ReadGate,
     pub(crate) transfers: Arc<Transfers>,
     pub(crate) leadership: watch::Receiver<Leadership>,
+    pub(crate) shortage: watch::Receiver<Option<Shortage>>,
+    pub(crate) own: Arc<OwnStanding>,
     pub(crate) applied: watch::Receiver<u64>,
     pub(crate) myself: Myself,
     pub(crate) lease: Duration,
@@ -85,6 +88,7 @@ struct Parts {
     tls: Arc<ClusterTls>,
     directory: Arc<DirectoryCache>,
     peers: Arc<Peers>,
+    own: Arc<OwnStanding>,
     pool: Arc<Pool>,
     clock: Arc<ClusterClock>,
     transfers: Arc<Transfers>,
@@ -126,8 +130,16 @@ impl Parts {
         let clock = Arc::new(ClusterClock::new());
         clock.at_least(state.applied().cluster_time_ms);
         let peers = Arc::new(Peers::default());
-        let pool =
-            Arc::new(Pool::new(myself.clone(), tls.clone(), directory.clone(), peers.clone(), vault.clone()));
+        config.dir.disk().watch()?;
+        let own = Arc::new(OwnStanding::new(vault.clone(), config.dir.disk().clone()));
+        let pool = Arc::new(Pool::new(
+            myself.clone(),
+            tls.clone(),
+            directory.clone(),
+            peers.clone(),
+            vault.clone(),
+            own.clone(),
+        ));
         let latch = Arc::new(Latch::default());
         let (tombstoned_tx, tombstoned) = watch::channel(0);
         state.set_observer(Arc::new(Changes {
@@ -148,6 +160,7 @@ impl Parts {
             tls,
             directory,
             peers,
+            own,
             pool,
             clock,
             transfers: Arc::default(),
@@ -173,6 +186,7 @@ impl Parts {
             directory: self.directory.clone(),
             latch: self.latch.clone(),
             spools: self.spools.clone(),
+            disk: config.dir.disk().clone(),
             applied,
             running: running.clone(),
         })?;
@@ -203,6 +217,7 @@ impl Parts {
             directory: self.directory.clone(),
             peers: self.peers.clone(),
             vault: config.vault.clone(),
+            own: self.own.clone(),
             reads: reads.clone(),
             clock: self.clock.clone(),
             contact: contact.clone(),
@@ -221,6 +236,7 @@ impl Parts {
         quiet: &Arc<AtomicBool>,
         contact: Arc<Contact>,
         leadership: watch::Sender<Leadership>,
+        shortage: watch::Sender<Option<Shortage>>,
     ) -> Watcher {
         Watcher {
             incarnation: self.myself.incarnation,
@@ -231,16 +247,20 @@ impl Parts {
                 cluster_addr: format!("https://{}", self.myself.cluster_addr),
             },
             raft: raft.clone(),
+            log: self.log.clone(),
             state: self.state.clone(),
             directory: self.directory.clone(),
             peers: self.peers.clone(),
             vault: config.vault.clone(),
+            own: self.own.clone(),
+            latch: self.latch.clone(),
             clock: self.clock.clone(),
             contact,
             transfers: self.transfers.clone(),
             lease: self.lease,
             quiet: quiet.clone(),
             leadership,
+            shortage,
         }
     }
 }
@@ -281,7 +301,8 @@ impl Shared {
         config.listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(config.listener.try_clone()?)?;
         tokio::spawn(server.clone().run(listener));
-        let watcher = parts.watcher(&config, &raft, &quiet, contact, leadership_tx);
+        let (shortage_tx, shortage) = watch::channel(None);
+        let watcher = parts.watcher(&config, &raft, &quiet, contact, leadership_tx, shortage_tx);
         tokio::spawn(watcher.run(if config.fresh { Duration::ZERO } else { parts.lease }));
         let reconciler = Reconciler {
             incarnation: parts.myself.incarnation,
@@ -305,6 +326,8 @@ impl Shared {
             reads,
             transfers: parts.transfers,
             leadership,
+            shortage,
+            own: parts.own,
             applied,
             myself: parts.myself,
             lease: parts.lease,
@@ -328,7 +351,7 @@ impl Shared {
         self.raft.voter_ids().any(|id| {
             id != self.myself.incarnation
                 && self.peers.heard_within(id, self.lease * 2)
-                && self.peers.status(id).is_some_and(|peer| !peer.sealed)
+                && self.peers.status(id).is_some_and(|peer| !peer.standing.sealed)
         })
     }
 

@@ -76,6 +76,11 @@ impl Spools {
         Self { dir, latest: Mutex::default() }
     }
 
+    /// Where they lie.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The current spool: one that is being written, or one that is fresh and ends above `floor`, the last
     /// index that the log no longer has.
     pub fn latest(&self, floor: u64) -> Option<Arc<Spool>> {

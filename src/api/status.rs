@@ -27,6 +27,7 @@ fn of_answer(answer: &Answer) -> StatusCode {
                 HealthState::Standby => 429,
                 HealthState::Uninitialized => 501,
                 HealthState::Sealed => 503,
+                HealthState::Failed => 500,
             });
             StatusCode::from_u16(code).unwrap_or(StatusCode::BAD_REQUEST)
         }
@@ -47,6 +48,7 @@ fn of_error(error: &ApiError) -> StatusCode {
         ApiError::PreconditionFailed(_) => StatusCode::PRECONDITION_FAILED,
         ApiError::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         ApiError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        ApiError::DiskFull(_) => StatusCode::INSUFFICIENT_STORAGE,
         ApiError::Sealed | ApiError::NoLeader | ApiError::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
     }
 }

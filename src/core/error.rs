@@ -81,6 +81,10 @@ pub enum ApiError {
     /// The request lacks something that the listener demands of every request (412).
     #[error("{0}")]
     PreconditionFailed(String),
+    /// There is no room for what is to be stored; nothing was executed, and the text names the disk and the remedy
+    /// (507).
+    #[error("{0}")]
+    DiskFull(String),
 }
 
 impl ApiError {

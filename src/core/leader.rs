@@ -9,7 +9,7 @@ use super::{
     error::ApiError,
     mounts::MountTable,
     node_ops::Unsealed,
-    request::Request,
+    request::{Operation, Request},
     response::{Answer, Response},
     router::{Handler, Route},
     txn::{Transaction, open_response},
@@ -101,6 +101,7 @@ impl Core {
         let result = self.run(request, route, unsealed, &mut txn);
         match result {
             Ok(answer) if txn.writes() > 0 => {
+                check_room(request.operation, &txn, replica)?;
                 let response = Response { id: request.id, result: Ok(answer) };
                 let entry = txn.into_entry(request.id, &response)?;
                 let outcome = replica.propose(entry).await;
@@ -165,6 +166,17 @@ impl Core {
             _ => Ok(None),
         }
     }
+}
+
+/// Refuses what grows while there is no room for it. The refusal is an answer like any other: it is given again to
+/// whoever repeats the request, until there is room.
+fn check_room(operation: Operation, txn: &Transaction, replica: &dyn Replicated) -> Result<(), ApiError> {
+    let Some(shortage) = replica.shortage() else { return Ok(()) };
+    if shortage.deletes && (operation == Operation::Delete || txn.deletes()) {
+        return Ok(());
+    }
+    metrics::counter!("keystead_core_writes_refused_disk_full_total").increment(1);
+    Err(ApiError::DiskFull(shortage.to_string()))
 }
 
 /// What is remembered of an earlier attempt at the same request.

@@ -67,6 +67,10 @@ pub struct HealthFacts {
     pub standby: bool,
     /// A leader is known (this node or another).
     pub leader_known: bool,
+    /// Why this node has stopped for good, if it has.
+    pub failure: Option<String>,
+    /// What an operator should look after, though this node serves.
+    pub warnings: Vec<String>,
     /// Wall clock, in seconds since the Unix epoch.
     pub server_time_s: u64,
     /// Name of the cluster, while unsealed.

@@ -66,6 +66,8 @@ pub enum HealthState {
     Sealed,
     /// Not initialised.
     Uninitialized,
+    /// Stopped for good by damage or a failed disk, and sealed.
+    Failed,
 }
 
 /// What varies in an envelope.

@@ -123,7 +123,7 @@ impl Core {
             cluster_id: status.cluster_id.as_deref(),
             recovery_seal: false,
             storage_type: self.settings.storage_type,
-            warnings: self.warnings.lock().clone(),
+            warnings: [self.warnings.lock().clone(), self.node().health().warnings].concat(),
         })
     }
 
@@ -197,9 +197,15 @@ fn health(facts: &HealthFacts, query: &Fields<'_>) -> Result<Answer, ApiError> {
         cluster_name: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
         cluster_id: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        failure: Option<&'a str>,
+        #[serde(skip_serializing_if = "<[String]>::is_empty")]
+        warnings: &'a [String],
     }
     let closed = facts.sealed || !facts.initialized;
-    let mut state = if !facts.initialized {
+    let mut state = if facts.failure.is_some() {
+        HealthState::Failed
+    } else if !facts.initialized {
         HealthState::Uninitialized
     } else if facts.sealed {
         HealthState::Sealed
@@ -211,7 +217,7 @@ fn health(facts: &HealthFacts, query: &Fields<'_>) -> Result<Answer, ApiError> {
     let standby_ok = health_flag(query, "standbyok")?;
     // There are no performance standbys here; the parameter is still read, so that a wrong one is told.
     health_flag(query, "perfstandbyok")?;
-    let mut codes = [None; 4];
+    let mut codes = [None; 5];
     for (name, of) in [
         ("activecode", Some(HealthState::Active)),
         ("standbycode", Some(HealthState::Standby)),
@@ -243,6 +249,8 @@ fn health(facts: &HealthFacts, query: &Fields<'_>) -> Result<Answer, ApiError> {
         enterprise: false,
         cluster_name: facts.cluster_name.as_deref(),
         cluster_id: facts.cluster_id.as_deref(),
+        failure: facts.failure.as_deref(),
+        warnings: &facts.warnings,
     });
     Ok(Answer::Health { state, code: codes[state as usize], body })
 }

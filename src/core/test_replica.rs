@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use keystead_raft::{
     BoxFuture, ForwardError, LeaderInfo, Leadership, ProposeError, ProposeOutcome, ReadBarrier, ReadError,
-    Replicated,
+    Replicated, Shortage,
 };
 use keystead_storage::{
     ApplyEntry, ApplyOp, Command, DataDir, LogId, MAX_OPERATIONS, Observer, Outcome, RecordKey, RequestId,
@@ -107,6 +107,7 @@ pub struct TestReplica {
     pub forward_faults: Mutex<VecDeque<Fault>>,
     pub proposals: Mutex<Vec<Txn>>,
     pub leader: Mutex<Weak<Core>>,
+    pub shortage: Mutex<Option<Shortage>>,
 }
 
 impl TestReplica {
@@ -118,6 +119,7 @@ impl TestReplica {
             forward_faults: Mutex::default(),
             proposals: Mutex::default(),
             leader: Mutex::default(),
+            shortage: Mutex::default(),
         })
     }
 
@@ -177,6 +179,10 @@ impl TestReplica {
 impl Replicated for TestReplica {
     fn propose(&self, txn: Txn) -> BoxFuture<'_, Result<ProposeOutcome, ProposeError>> {
         Box::pin(async move { self.propose_now(txn) })
+    }
+
+    fn shortage(&self) -> Option<Shortage> {
+        self.shortage.lock().clone()
     }
 
     fn read_barrier(&self) -> BoxFuture<'_, Result<ReadBarrier, ReadError>> {
@@ -265,6 +271,8 @@ impl NodeOps for FakeNode {
             sealed: status.sealed,
             standby: !leadership.is_self,
             leader_known: leadership.leader.is_some(),
+            failure: None,
+            warnings: Vec::new(),
             server_time_s: 7,
             cluster_name: status.cluster_name,
             cluster_id: status.cluster_id,

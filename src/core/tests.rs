@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use keystead_raft::Shortage;
 use keystead_storage::{RequestId, Txn};
 use serde_json::Value;
 
@@ -207,12 +208,47 @@ async fn health_tells_the_state_and_obeys_its_parameters() {
             "{query}"
         );
     }
+    assert!(!body.contains("failure") && !body.contains("warnings"), "{body}");
     *standby.node.unsealed.lock() = None;
     let (state, _, body) = health(&standby, "{}").await;
     assert_eq!(state, HealthState::Sealed);
     assert!(body.contains(r#""standby":true"#) && body.contains(r#""replication_dr_mode":"unknown""#));
     *standby.node.initialized.lock() = false;
     assert_eq!(health(&standby, "{}").await.0, HealthState::Uninitialized);
+}
+
+#[tokio::test]
+async fn without_room_reads_and_deletes_are_served_and_what_stores_is_refused() {
+    let (leader, standby) = cluster();
+    leader.write("secret/data/f", r#"{"data":{"n":1}}"#).await.unwrap();
+    let shortage = |deletes| Shortage { node_id: "n3".to_owned(), free_bytes: 5, deletes };
+    *leader.replica.shortage.lock() = Some(shortage(true));
+    for node in [&leader, &standby] {
+        match node.write("secret/data/f", r#"{"data":{"n":2}}"#).await {
+            Err(ApiError::DiskFull(text)) => {
+                assert!(text.contains("\"n3\" is almost full (5 bytes free)"), "{text}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(node.data("secret/data/f").await["data"]["n"].to_string(), "1");
+        node.write("secret/delete/f", r#"{"versions":[1]}"#).await.unwrap();
+        assert!(matches!(
+            node.write("secret/undelete/f", r#"{"versions":[1]}"#).await,
+            Err(ApiError::DiskFull(_))
+        ));
+        node.write("secret/destroy/f", r#"{"versions":[7]}"#).await.unwrap();
+        node.call(Operation::Delete, "secret/data/f", "{}").await.unwrap();
+        *leader.replica.shortage.lock() = None;
+        node.write("secret/undelete/f", r#"{"versions":[1]}"#).await.unwrap();
+        *leader.replica.shortage.lock() = Some(shortage(true));
+    }
+    *leader.replica.shortage.lock() = Some(shortage(false));
+    assert!(matches!(
+        standby.call(Operation::Delete, "secret/metadata/f", "{}").await,
+        Err(ApiError::DiskFull(_))
+    ));
+    *leader.replica.shortage.lock() = None;
+    standby.call(Operation::Delete, "secret/metadata/f", "{}").await.unwrap();
 }
 
 #[tokio::test]

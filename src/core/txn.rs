@@ -72,6 +72,7 @@ pub struct Transaction {
     records: BTreeMap<RecordKey, Option<Version>>,
     folders: BTreeMap<FolderKey, Option<Version>>,
     writes: BTreeMap<RecordKey, Pending>,
+    deletes: bool,
 }
 
 impl Transaction {
@@ -87,6 +88,7 @@ impl Transaction {
             records: BTreeMap::new(),
             folders: BTreeMap::new(),
             writes: BTreeMap::new(),
+            deletes: false,
         }
     }
 
@@ -189,6 +191,17 @@ impl Transaction {
         let key = self.record_key(mount, path)?;
         self.writes.insert(key, Pending::Delete);
         Ok(())
+    }
+
+    /// Says that what is written here deletes, in the caller's eyes, whatever the operation is called: it is served
+    /// where nothing that stores is.
+    pub fn mark_delete(&mut self) {
+        self.deletes = true;
+    }
+
+    /// Whether [`mark_delete`](Self::mark_delete) was called.
+    pub fn deletes(&self) -> bool {
+        self.deletes
     }
 
     /// How many records would be written.

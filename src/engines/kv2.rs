@@ -319,6 +319,9 @@ impl Key<'_> {
     }
 
     fn change_versions(&self, change: Change, txn: &mut Transaction) -> Result<Answer, ApiError> {
+        if matches!(change, Change::Delete | Change::Destroy) {
+            txn.mark_delete();
+        }
         let texts = Fields(self.data).texts("versions")?.unwrap_or_default();
         if texts.is_empty() {
             return Err(ApiError::invalid(match change {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use keystead_raft::{BoxFuture, Replicated};
+use keystead_raft::{BoxFuture, Replica, Replicated};
 use serde_json::{Map, Value};
 
 use super::{Node, join::join_error};
@@ -25,6 +25,29 @@ impl Node {
     fn initialised(&self) -> bool {
         self.seal_configs().is_ok_and(|configs| !configs.is_empty())
     }
+}
+
+/// What this node's disk gives to worry about.
+fn disk_warnings(replica: &Replica) -> Vec<String> {
+    let own = replica.own_standing();
+    let (standing, free) = (own.now(), own.free_bytes());
+    let space = if standing.disk_full {
+        Some(format!(
+            "the disk of this node is full ({free} bytes free): it takes nothing new; free space on its file system or enlarge it"
+        ))
+    } else if standing.disk_low {
+        Some(format!(
+            "the disk of this node is almost full ({free} bytes free); free space on its file system or enlarge it"
+        ))
+    } else {
+        None
+    };
+    let slow = standing.disk_slow.then(|| {
+        "syncs of this node's disk hang: it does not lead until they are quick again; look after the disk"
+            .to_owned()
+    });
+    let shortage = replica.shortage().map(|shortage| format!("writes are refused: {shortage}"));
+    space.into_iter().chain(slow).chain(shortage).collect()
 }
 
 impl NodeOps for Node {
@@ -58,13 +81,16 @@ impl NodeOps for Node {
     fn health(&self) -> HealthFacts {
         let (cluster_name, cluster_id) = self.cluster_names();
         let sealed = cluster_id.is_none();
-        let leadership = Node::replica(self).map(|replica| replica.leadership().borrow().clone());
+        let replica = Node::replica(self);
+        let leadership = replica.as_ref().map(|replica| replica.leadership().borrow().clone());
         let leads = leadership.as_ref().is_some_and(|l| l.is_self);
         HealthFacts {
             initialized: self.initialised(),
             sealed,
             standby: sealed || !leads,
             leader_known: leadership.is_some_and(|l| l.leader.is_some()),
+            failure: self.latch_reason(),
+            warnings: replica.map(|replica| disk_warnings(&replica)).unwrap_or_default(),
             server_time_s: keystead_raft::clock::wall_ms() / 1000,
             cluster_name,
             cluster_id,
