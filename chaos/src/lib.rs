@@ -20,6 +20,7 @@ pub mod faults;
 pub mod impostor;
 pub mod lin;
 pub mod load;
+pub mod memory;
 pub mod net;
 pub mod node;
 pub mod ports;

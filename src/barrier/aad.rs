@@ -7,6 +7,8 @@ use hmac::{Hmac, KeyInit, Mac as _};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
+use crate::secret::on_wiped_stack;
+
 /// Additional authenticated data under construction.
 ///
 /// ```
@@ -70,7 +72,8 @@ impl Mac {
     /// Starts with the type tag, which no other purpose uses.
     #[must_use]
     pub fn new(key: &[u8], type_tag: &str) -> Self {
-        let hmac = Hmac::new_from_slice(key).expect("HMAC takes keys of any length");
+        // The state in which it is returned does not give the key away; the blocks it was made from would.
+        let hmac = on_wiped_stack(|| Hmac::new_from_slice(key)).expect("HMAC takes keys of any length");
         Self(hmac).field(type_tag.as_bytes())
     }
 

@@ -7,7 +7,7 @@ use hkdf::Hkdf;
 use sha2::Sha256;
 
 use super::VaultId;
-use crate::secret::{DerivedKey, RootKey};
+use crate::secret::{DerivedKey, RootKey, on_wiped_stack};
 
 /// What a derived key is for. The types that implement it exist only as markers.
 pub trait Purpose {
@@ -72,9 +72,11 @@ pub fn root_commitment(root: &RootKey, vault_id: VaultId, root_generation: u32) 
 
 fn expand(root: &RootKey, vault_id: VaultId, root_generation: u32, purpose: &str, out: &mut [u8; 32]) {
     let generation = root_generation.to_be_bytes();
-    Hkdf::<Sha256>::new(Some(&vault_id.0), root.expose())
-        .expand_multi_info(&[b"keystead/v1/", purpose.as_bytes(), &generation], out)
-        .expect("32 bytes are fewer than HKDF-SHA256 can give");
+    on_wiped_stack(|| {
+        Hkdf::<Sha256>::new(Some(&vault_id.0), root.expose())
+            .expand_multi_info(&[b"keystead/v1/", purpose.as_bytes(), &generation], out)
+            .expect("32 bytes are fewer than HKDF-SHA256 can give");
+    });
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 use super::VaultId;
 use super::aad::Aad;
 use super::derive::{KeyringSeal, derive};
-use crate::secret::{BarrierKey, LogKey, PathKey, RootKey, random_array};
+use crate::secret::{BarrierKey, LogKey, PathKey, RootKey, on_wiped_stack, random_array};
 
 const VERSION: u8 = 1;
 const TYPE_TAG: &str = "keystead/v1/keyring";
@@ -167,13 +167,12 @@ impl Keyring {
         root_generation: u32,
     ) -> Vec<u8> {
         let mut text = self.encode();
-        let tag = cipher(root, vault_id, root_generation)
-            .encrypt_inout_detached(
-                &nonce.into(),
-                &aad(vault_id, root_generation),
-                text.as_mut_slice().into(),
-            )
-            .expect("a keyring is far below the 64 GiB of RFC 8452");
+        let aad = aad(vault_id, root_generation);
+        let tag = on_wiped_stack(|| {
+            let cipher = cipher(root, vault_id, root_generation);
+            cipher.encrypt_inout_detached(&nonce.into(), &aad, text.as_mut_slice().into())
+        });
+        let tag = tag.expect("a keyring is far below the 64 GiB of RFC 8452");
         [&[VERSION], &nonce[..], &text[..], &tag[..]].concat()
     }
 
@@ -195,14 +194,12 @@ impl Keyring {
         }
         let nonce: [u8; 12] = nonce.try_into().expect("12 of the 13 bytes are left");
         let mut text = Zeroizing::new(text.to_vec());
-        cipher(root, vault_id, root_generation)
-            .decrypt_inout_detached(
-                &nonce.into(),
-                &aad(vault_id, root_generation),
-                text.as_mut_slice().into(),
-                tag.into(),
-            )
-            .map_err(|_| KeyringError::NotAuthentic)?;
+        let aad = aad(vault_id, root_generation);
+        on_wiped_stack(|| {
+            let cipher = cipher(root, vault_id, root_generation);
+            cipher.decrypt_inout_detached(&nonce.into(), &aad, text.as_mut_slice().into(), tag.into())
+        })
+        .map_err(|_| KeyringError::NotAuthentic)?;
         Self::decode(&text).ok_or(KeyringError::Malformed)
     }
 

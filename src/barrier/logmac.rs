@@ -3,7 +3,7 @@
 use subtle::ConstantTimeEq;
 
 use super::aad::Mac;
-use crate::secret::{Locked, LogKey};
+use crate::secret::{Locked, LogKey, on_wiped_stack};
 use zeroize::ZeroizeOnDrop;
 
 const TYPE_TAG: &str = "keystead/v1/log-entry";
@@ -65,8 +65,8 @@ impl ZeroizeOnDrop for Prepared {}
 
 impl LogMac {
     pub(super) fn new(term: u32, key: &LogKey) -> Self {
-        let mac = Mac::new(key.expose(), TYPE_TAG).u32(term);
-        Self { term, prepared: Locked::new(Prepared(mac)) }
+        let prepared = on_wiped_stack(|| Locked::new(Prepared(Mac::new(key.expose(), TYPE_TAG).u32(term))));
+        Self { term, prepared }
     }
 
     pub(super) fn term(&self) -> u32 {

@@ -33,6 +33,8 @@ use path::PathSealer;
 use value::ValueCipher;
 use zeroize::Zeroizing;
 
+use crate::secret::on_wiped_stack;
+
 /// Encryptions under one barrier key after which it should be rotated.
 ///
 /// RFC 8452 section 9 allows 2^32 messages under one key with random nonces at a wide margin; half of it leaves room
@@ -154,7 +156,7 @@ impl Barrier {
     /// # Errors
     /// [`PathError`] when a segment is empty or exceeds a bound.
     pub fn seal_folder(&self, mount: MountId, segments: &[&str]) -> Result<Vec<u8>, PathError> {
-        self.paths().seal(mount, segments)
+        self.with_paths(|paths| paths.seal(mount, segments))
     }
 
     /// Opens one sealed segment (without its length) that lies directly in `folder`.
@@ -162,7 +164,7 @@ impl Barrier {
     /// # Errors
     /// [`PathError::NotAuthentic`] when it was sealed for another folder or under another key, or was changed.
     pub fn open_segment(&self, folder: &[u8], sealed_segment: &[u8]) -> Result<String, PathError> {
-        self.paths().open_segment(folder, sealed_segment)
+        self.with_paths(|paths| paths.open_segment(folder, sealed_segment))
     }
 
     /// Opens a whole record or folder key.
@@ -170,7 +172,7 @@ impl Barrier {
     /// # Errors
     /// [`PathError`] when the bytes are no such key, or a segment is not authentic where it stands.
     pub fn open_path(&self, key: &[u8]) -> Result<(MountId, Vec<String>), PathError> {
-        self.paths().open(key)
+        self.with_paths(|paths| paths.open(key))
     }
 
     /// The tag of a log entry made of `parts`, under the newest log key.
@@ -223,8 +225,8 @@ impl Barrier {
         self.values.last().expect("a keyring has at least one barrier key")
     }
 
-    fn paths(&self) -> PathSealer {
-        PathSealer::new(self.keyring.path_key())
+    fn with_paths<R>(&self, work: impl FnOnce(PathSealer) -> R) -> R {
+        on_wiped_stack(|| work(PathSealer::new(self.keyring.path_key())))
     }
 }
 

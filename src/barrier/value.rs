@@ -9,7 +9,7 @@ use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use super::aad::Aad;
 use super::{RecordType, VaultId};
-use crate::secret::{BarrierKey, Locked, random_array};
+use crate::secret::{BarrierKey, Locked, on_wiped_stack, random_array};
 
 const VERSION: u8 = 1;
 const TYPE_TAG: &str = "keystead/v1/value";
@@ -71,7 +71,8 @@ impl ZeroizeOnDrop for Cipher {}
 
 impl ValueCipher {
     pub(super) fn new(term: u32, key: &BarrierKey) -> Self {
-        Self { term, cipher: Locked::new(Cipher(Aes256GcmSiv::new(key.expose().into()))) }
+        let cipher = on_wiped_stack(|| Locked::new(Cipher(Aes256GcmSiv::new(key.expose().into()))));
+        Self { term, cipher }
     }
 
     pub(super) fn term(&self) -> u32 {

@@ -7,7 +7,7 @@
 //!
 //! Errors name an offset and never the text found there.
 
-use std::str::FromStr;
+use std::{hint::black_box, str::FromStr};
 
 use serde_json::{Map, Number, Value};
 
@@ -65,6 +65,23 @@ fn parse_counted(input: &[u8], max_values: usize) -> Result<Value, JsonError> {
         return Err(JsonError::TrailingData(parser.at));
     }
     Ok(value)
+}
+
+/// Overwrites every text in some values with zeros and leaves an empty one. Numbers stay as they are.
+pub fn wipe(values: &mut dyn Iterator<Item = &mut Value>) {
+    for value in values {
+        match value {
+            Value::String(text) => {
+                let mut bytes = std::mem::take(text).into_bytes();
+                bytes.fill(0);
+                // Zeros that are looked at have to be written. (`zeroize` writes byte by byte: a megabyte notices.)
+                black_box(&bytes);
+            }
+            Value::Array(items) => wipe(&mut items.iter_mut()),
+            Value::Object(map) => wipe(&mut map.values_mut()),
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
 }
 
 struct Parser<'a> {
@@ -199,6 +216,10 @@ impl Parser<'_> {
             let run = self.at;
             while !matches!(self.input.get(self.at), None | Some(b'"' | b'\\' | 0..=0x1f)) {
                 self.at += 1;
+            }
+            if out.is_empty() {
+                // Text without escapes, which is most of it, is allocated once: growing would leave copies behind.
+                out.reserve_exact(self.at - run);
             }
             out.extend_from_slice(&self.input[run..self.at]);
             match self.input.get(self.at) {

@@ -83,6 +83,13 @@ pub struct Request {
     pub open_metrics: bool,
 }
 
+/// What a client sent is secret, or may be: the texts among its fields are wiped.
+impl Drop for Request {
+    fn drop(&mut self) {
+        json::wipe(&mut self.data.values_mut());
+    }
+}
+
 #[derive(Encode, Decode)]
 struct Wire {
     id: [u8; 16],
@@ -317,8 +324,8 @@ mod tests {
         request.client_certificate = Some(vec![1, 2]);
         let back = Request::decode(&request.encode().unwrap()).unwrap();
         assert_eq!((back.id, back.operation, back.retry), (request.id, Operation::Update, true));
-        assert_eq!((back.data, back.path.as_str()), (request.data.clone(), "secret/data/a"));
-        assert_eq!(back.token.unwrap().expose(), "hvs.x");
+        assert_eq!((&back.data, back.path.as_str()), (&request.data, "secret/data/a"));
+        assert_eq!(back.token.as_ref().unwrap().expose(), "hvs.x");
 
         let wire = Wire {
             id: [1; 16],

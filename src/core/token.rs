@@ -7,7 +7,7 @@ use sha2::Sha256;
 use super::{codec, error::ApiError};
 use crate::{
     barrier::Token,
-    secret::{DerivedKey, SecretString, fill_random},
+    secret::{DerivedKey, SecretString, fill_random, on_wiped_stack},
 };
 
 /// Longest token that is looked up at all.
@@ -68,7 +68,8 @@ pub fn record_path(key: &DerivedKey<Token>, token: &SecretString) -> Option<[Str
     if text.is_empty() || text.len() > MAX_TOKEN_BYTES || text.chars().any(char::is_control) {
         return None;
     }
-    let mut mac = Hmac::<Sha256>::new_from_slice(key.expose()).expect("HMAC takes keys of every length");
+    let mac = on_wiped_stack(|| Hmac::<Sha256>::new_from_slice(key.expose()));
+    let mut mac = mac.expect("HMAC takes keys of every length");
     mac.update(b"keystead/v1/token-path");
     mac.update(text.as_bytes());
     Some(["token".to_owned(), hex::encode(mac.finalize().into_bytes())])

@@ -9,7 +9,7 @@ use super::shamir::{CombineError, SharePoint, combine};
 use super::share::{Share, vault_tag};
 use super::wrap::{Wrap, WrapError};
 use crate::barrier::{Mac, SealCfg, VaultId, derive, root_commitment};
-use crate::secret::{Kek, RootKey};
+use crate::secret::{Kek, RootKey, on_wiped_stack};
 use subtle::ConstantTimeEq;
 
 const VERSION: u8 = 1;
@@ -334,7 +334,7 @@ impl SealConfig {
         if points.len() < usize::from(seal.threshold) {
             return Err(OpenError::NotEnough { given: points.len(), needed: seal.threshold });
         }
-        let kek = Kek::from_bytes(&*combine(points)?);
+        let kek = on_wiped_stack(|| combine(points).map(|kek| Kek::from_bytes(&kek)))?;
         let root = seal.wrap.open(self.vault_id, &kek)?;
         self.verify(&root)?;
         Ok(root)

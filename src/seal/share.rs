@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::shamir::SharePoint;
 use crate::barrier::VaultId;
-use crate::secret::{SecretString, ShareBytes};
+use crate::secret::{SecretString, ShareBytes, on_wiped_stack};
 
 const VERSION: u8 = 1;
 const LEN: usize = 48;
@@ -94,14 +94,18 @@ impl Share {
     /// # Errors
     /// [`ShareTextError`]; it never contains the text.
     pub fn parse(text: &str) -> Result<Self, ShareTextError> {
-        let text = text.trim();
-        if let Ok(bytes) = hex::decode(text).map(Zeroizing::new)
-            && bytes.len() >= SHORTEST_HEX
-        {
+        on_wiped_stack(|| Self::parse_trimmed(text.trim()))
+    }
+
+    fn parse_trimmed(text: &str) -> Result<Self, ShareTextError> {
+        // Decoded into their full length at once: growing would leave parts behind in freed memory.
+        let mut bytes = Zeroizing::new(vec![0; text.len() / 2]);
+        if hex::decode_to_slice(text, &mut bytes).is_ok() && bytes.len() >= SHORTEST_HEX {
             return Self::decode(&bytes);
         }
-        let bytes = STANDARD.decode(text).map(Zeroizing::new).map_err(|_| ShareTextError::NotHexOrBase64)?;
-        Self::decode(&bytes)
+        let mut bytes = Zeroizing::new(vec![0; base64::decoded_len_estimate(text.len())]);
+        let len = STANDARD.decode_slice(text, &mut bytes).map_err(|_| ShareTextError::NotHexOrBase64)?;
+        Self::decode(&bytes[..len])
     }
 
     /// Reads a share from its bytes, in full or bare.

@@ -13,7 +13,7 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use crate::barrier::{Aad, VaultId};
-use crate::secret::{Kek, RootKey, random_array};
+use crate::secret::{Kek, RootKey, on_wiped_stack, random_array};
 
 const TYPE_TAG: &str = "keystead/v1/wrap";
 
@@ -52,7 +52,7 @@ impl Wrap {
     #[must_use]
     pub fn seal(vault_id: VaultId, seal_name: &str, root_generation: u32, kek: &Kek, root: &RootKey) -> Self {
         let random = Randomness { wrap_id: random_array(), salt: random_array(), nonce: random_array() };
-        Self::seal_with(random, vault_id, seal_name, root_generation, kek, root)
+        on_wiped_stack(|| Self::seal_with(random, vault_id, seal_name, root_generation, kek, root))
     }
 
     fn seal_with(
@@ -90,6 +90,10 @@ impl Wrap {
     /// [`WrapError::WrongKey`] when the commitment is to another KEK, vault or field; [`WrapError::Damaged`] when
     /// it is to this one and the ciphertext still does not open.
     pub fn open(&self, vault_id: VaultId, kek: &Kek) -> Result<RootKey, WrapError> {
+        on_wiped_stack(|| self.open_with(vault_id, kek))
+    }
+
+    fn open_with(&self, vault_id: VaultId, kek: &Kek) -> Result<RootKey, WrapError> {
         let fields = self.fields(vault_id);
         let keys = self.keys(&fields, kek);
         if !bool::from(keys[32..].ct_eq(&self.commit)) {

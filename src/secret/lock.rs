@@ -33,6 +33,15 @@ pub fn mlock_failures() -> u64 {
     MLOCK_FAILURES.load(Ordering::Relaxed)
 }
 
+/// Whether the system lets this process lock as much memory as the keys of a vault take; tried with 16 pages.
+#[must_use]
+pub fn can_lock() -> bool {
+    let buffer = vec![0_u8; 16 * page_size()];
+    let before = mlock_failures();
+    drop(Pages::lock(buffer.as_ptr().addr(), buffer.len()));
+    mlock_failures() == before
+}
+
 /// Forbids this process and its children to write core files, and other processes of the same user to attach.
 ///
 /// # Errors

@@ -1,18 +1,20 @@
 //! Memory that holds keys: locked against swapping, wiped when dropped, and never printed or compared in the
 //! usual ways.
 //!
-//! Every role has a type of its own, read only through `expose`, which is easy to grep for. What cannot be wiped:
-//! copies that the compiler leaves in registers and on the stack when a value moves, the pages of a suspended
-//! machine's memory image, and what a cipher's implementation keeps while it runs. Key bytes are therefore filled
-//! in place on the heap wherever the interface of a cipher allows it.
+//! Every role has a type of its own, read only through `expose`, which is easy to grep for. Key bytes
+//! are filled in place on the heap wherever the interface of a cipher allows it, and what moves leave on the stack is
+//! wiped by [`on_wiped_stack`]. What cannot be wiped: copies in registers, the pages of a suspended machine's memory
+//! image, and the buffers of TLS and HTTP through which shares and tokens come in.
 #![cfg_attr(test, allow(clippy::unwrap_used))] // in a test, a panic is the report
 
 mod keys;
 mod lock;
+mod stack;
 mod text;
 
 pub use keys::{BarrierKey, DerivedKey, Kek, LogKey, PathKey, RootKey, ShareBytes};
-pub use lock::{Locked, disable_core_dumps, mlock_failures, set_mlock};
+pub use lock::{Locked, can_lock, disable_core_dumps, mlock_failures, set_mlock};
+pub use stack::on_wiped_stack;
 pub use text::SecretString;
 
 /// Fills `bytes` from the operating system's random generator.

@@ -4,7 +4,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::Check;
 use crate::config::ServerConfig;
-use crate::secret::{self, Kek};
+use crate::secret;
 
 /// Below this a busy node runs out of descriptors: connections of clients, files of the store.
 const OPEN_FILES_ENOUGH: u64 = 4096;
@@ -38,9 +38,7 @@ fn locked_memory(disabled: bool) -> Check {
         let advice = "have swap off or encrypted, or remove disable_mlock";
         return Check::warn(NAME, "disable_mlock is set: keys may reach swap", advice);
     }
-    let before = secret::mlock_failures();
-    drop(Kek::random());
-    if secret::mlock_failures() > before {
+    if !secret::can_lock() {
         let advice = "allow it: LimitMEMLOCK=infinity in the systemd unit, or CAP_IPC_LOCK; \
                       or set disable_mlock where swap is off";
         return Check::warn(NAME, "the system does not let this user lock memory", advice);
