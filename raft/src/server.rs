@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use keystead_storage::{Manifest, SealedState};
-use keystead_tls::{ClusterTls, PeerIdentity, peer_of};
+use keystead_tls::{ClusterTls, FairShare, PeerIdentity, Portion, Seldom, peer_of};
 use openraft::{
     async_runtime::watch::WatchReceiver as _,
     raft::{AppendEntriesRequest, VoteRequest, VoteResponse},
@@ -51,10 +51,13 @@ use crate::{
 
 /// How long a connection may take until its hello is through.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connections that have not said hello yet, at most.
-const MAX_HANDSHAKES: usize = 64;
-/// Connections at most: every peer needs five.
+/// Connections that have not said hello yet, at most: in all and from one address. Whoever reaches the port can
+/// hold these, and keeps no other address from a peer's.
+const MAX_HANDSHAKES: usize = 256;
+const MAX_HANDSHAKES_PER_ADDRESS: usize = 64;
+/// Connections at most, in all and from one address: every peer needs five, and a machine may run many.
 const MAX_CONNECTIONS: usize = 512;
+const MAX_CONNECTIONS_PER_ADDRESS: usize = 256;
 /// Calls of one connection worked on at once; more are not read until one is done.
 const CALLS_PER_CONNECTION: usize = 256;
 /// Append requests of one stream that the library has not taken yet.
@@ -197,22 +200,32 @@ pub struct Incoming {
 impl Server {
     /// Accepts connections until the raft runtime stops.
     pub async fn run(self: Arc<Self>, listener: TcpListener) {
-        let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let handshakes = FairShare::new(MAX_HANDSHAKES, MAX_HANDSHAKES_PER_ADDRESS);
+        let connections = FairShare::new(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS);
         loop {
             let accepted = listener.accept().await;
             let (tcp, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "the cluster port cannot accept a connection");
+                    static SAID: Seldom = Seldom::new();
+                    if let Some(times) = SAID.due() {
+                        tracing::warn!(%error, times, "the cluster port cannot accept connections");
+                    }
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             };
-            let (Ok(handshake), Ok(connection)) =
-                (handshakes.clone().try_acquire_owned(), connections.clone().try_acquire_owned())
+            let from = Some(address.ip());
+            let (Ok(handshake), Ok(connection)) = (handshakes.take(from, 1), connections.take(from, 1))
             else {
+                static SAID: Seldom = Seldom::new();
                 metrics::counter!("keystead_cluster_connections_refused").increment(1);
+                if let Some(times) = SAID.due() {
+                    tracing::warn!(
+                        times,
+                        "connections on the cluster port were refused: too many are open, in all or from one address"
+                    );
+                }
                 continue;
             };
             let server = self.clone();
@@ -229,7 +242,7 @@ impl Server {
         self: Arc<Self>,
         tcp: TcpStream,
         address: SocketAddr,
-        handshake: OwnedSemaphorePermit,
+        handshake: Portion,
     ) -> std::io::Result<()> {
         tcp.set_nodelay(true)?;
         crate::pool::notice_silence(&tcp)?;
@@ -252,7 +265,10 @@ impl Server {
             frame::write(&mut writer, &Frame { kind, flags: 0, stream: 0, payload }).await?;
             writer.flush().await?;
             let hello = hello.map_err(|refusal| {
-                tracing::warn!(%address, node = identity.name.node_id, %refusal, "peer refused");
+                static SAID: Seldom = Seldom::new();
+                if let Some(times) = SAID.due() {
+                    tracing::warn!(%address, node = identity.name.node_id, %refusal, times, "peer refused");
+                }
                 std::io::Error::other(refusal)
             })?;
             Ok::<_, std::io::Error>((reader, writer, hello, identity, exporter))
@@ -302,10 +318,14 @@ impl Server {
         let own = hello.incarnation == self.myself.incarnation && hello.boot_id != self.myself.boot_id;
         if own || self.connections.clone_of(&hello) {
             metrics::counter!("keystead_cluster_clones_noticed").increment(1);
-            tracing::error!(
-                node = hello.node_id,
-                "two processes claim one incarnation: one of them runs on a copy of the other's data directory"
-            );
+            static SAID: Seldom = Seldom::new();
+            if let Some(times) = SAID.due() {
+                tracing::error!(
+                    node = hello.node_id,
+                    times,
+                    "two processes claim one incarnation: one of them runs on a copy of the other's data directory"
+                );
+            }
             return Err(Refusal::Clone);
         }
         Ok(hello)
@@ -590,7 +610,10 @@ impl Server {
             .ok_or("this node is sealed")?;
         if !open_channel::check_client(&*self.vault, &caller.exporter, &ends, epoch, body) {
             metrics::counter!("keystead_cluster_false_proofs").increment(1);
-            tracing::warn!(node = caller.hello.node_id, address = %caller.address, "a peer could not prove that it holds the root key");
+            static SAID: Seldom = Seldom::new();
+            if let Some(times) = SAID.due() {
+                tracing::warn!(node = caller.hello.node_id, address = %caller.address, times, "a peer could not prove that it holds the root key");
+            }
             return Err("the proof is wrong".into());
         }
         caller.proven.store(true, Ordering::Release);

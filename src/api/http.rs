@@ -1,20 +1,19 @@
 //! From an HTTP request to a [`Request`], and from a [`Response`] back.
 
 use std::{
-    net::SocketAddr,
+    hint::black_box,
+    net::{IpAddr, SocketAddr},
     panic::AssertUnwindSafe,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use axum::{body::Body, extract::State};
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
 use http_body_util::BodyExt;
+use keystead_tls::{FairShare, Portion};
 use serde_json::{Map, Value};
 
 use super::{
@@ -35,8 +34,15 @@ use crate::{
     secret::SecretString,
 };
 
-/// Memory that all bodies being received at one time may hold.
-const MAX_BODIES_BYTES: usize = 256 << 20;
+/// Memory that the bodies of all requests in flight may hold, and those of one client. What a body is parsed into
+/// takes as much again, or less.
+const MAX_BODIES_BYTES: usize = 128 << 20;
+const MAX_BODIES_BYTES_PER_ADDRESS: usize = 64 << 20;
+/// The longest body that an engine is sent. All that engines take is stored, so that nothing is lost by refusing
+/// early what cannot fit: JSON writes a byte in six at most, and the rest is for names and braces.
+const MAX_ENGINE_BODY_BYTES: usize = 6 * keystead_raft::identity::MAX_ENTRY_SIZE as usize + (64 << 10);
+/// A body's length is believed, before it has come in, up to here.
+const BELIEVED_BYTES: u64 = 4 << 10;
 /// Bodies from here on are parsed apart from the requests of others.
 const LONG_PARSE_BYTES: usize = 256 << 10;
 
@@ -55,12 +61,13 @@ pub(super) struct Shared {
     pub core: Arc<Core>,
     rules: Arc<ListenerRules>,
     /// Bytes of bodies whose requests are not answered yet.
-    bodies: Arc<AtomicUsize>,
+    bodies: Arc<FairShare>,
 }
 
 impl Shared {
     pub fn new(core: Arc<Core>, rules: Arc<ListenerRules>) -> Self {
-        Self { core, rules, bodies: Arc::default() }
+        let bodies = FairShare::new(MAX_BODIES_BYTES, MAX_BODIES_BYTES_PER_ADDRESS);
+        Self { core, rules, bodies }
     }
 }
 
@@ -237,19 +244,22 @@ async fn receive(
     parts: &Parts,
     request: &Request,
     body: Body,
-) -> Result<(Map<String, Value>, Held), ApiError> {
+) -> Result<(Map<String, Value>, Portion), ApiError> {
     let content_type = text(&parts.headers, header::CONTENT_TYPE.as_str());
     if request.operation == Operation::Patch {
         check_patch_type(content_type)?;
     }
     let length = text(&parts.headers, header::CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
-    if length.is_some_and(|length: u64| {
-        usize::try_from(length).map_or(true, |length| length > shared.rules.max_body_bytes)
-    }) {
+    let max = match request.path.as_str().starts_with("sys/") {
+        true => shared.rules.max_body_bytes,
+        false => shared.rules.max_body_bytes.min(MAX_ENGINE_BODY_BYTES),
+    };
+    if length.is_some_and(|length: u64| usize::try_from(length).map_or(true, |length| length > max)) {
         return Err(ApiError::BodyTooLarge);
     }
-    let receiving = collect(&shared.bodies, shared.rules.max_body_bytes, body);
-    let (bytes, held) = match shared.rules.timeouts.read {
+    let address = request.client_address.parse().ok().map(|address: SocketAddr| address.ip());
+    let receiving = collect(&shared.bodies, address, max, length.unwrap_or(0), body);
+    let (mut bytes, held) = match shared.rules.timeouts.read {
         Duration::ZERO => receiving.await?,
         limit => tokio::time::timeout(limit, receiving)
             .await
@@ -259,8 +269,11 @@ async fn receive(
         // The fields of a DELETE are in its query; the body was read only to keep the connection usable.
         return Ok((request.data.clone(), held));
     }
-    let data = blocking_if(bytes.len() > LONG_PARSE_BYTES, || parse_body(content_type, &bytes))?;
-    Ok((data, held))
+    let data = blocking_if(bytes.len() > LONG_PARSE_BYTES, || parse_body(content_type, &bytes));
+    // It may have been a share. Zeros that are looked at have to be written.
+    bytes.fill(0);
+    black_box(&bytes);
+    Ok((data?, held))
 }
 
 fn check_patch_type(content_type: Option<&str>) -> Result<(), ApiError> {
@@ -279,44 +292,29 @@ fn check_patch_type(content_type: Option<&str>) -> Result<(), ApiError> {
     )))
 }
 
-/// Counts a body's bytes as long as they are held.
-struct Held {
-    total: Arc<AtomicUsize>,
-    bytes: usize,
+/// Receives a body, counted as long as the portion is held.
+async fn collect(
+    bodies: &Arc<FairShare>,
+    address: Option<IpAddr>,
     max: usize,
-}
-
-impl Held {
-    fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
-        self.bytes += bytes;
-        let total = self.total.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if self.bytes > self.max {
-            return Err(ApiError::BodyTooLarge);
-        }
-        if total > MAX_BODIES_BYTES {
-            return Err(ApiError::Busy("too many large requests at once; try again".to_owned()));
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
-async fn collect(bodies: &Arc<AtomicUsize>, max: usize, mut body: Body) -> Result<(Bytes, Held), ApiError> {
-    let mut held = Held { total: Arc::clone(bodies), bytes: 0, max };
-    let mut bytes = BytesMut::new();
+    promised: u64,
+    mut body: Body,
+) -> Result<(BytesMut, Portion), ApiError> {
+    let busy = |_| ApiError::Busy("too many large requests at once; try again".to_owned());
+    let mut held = bodies.take(address, 0).map_err(busy)?;
+    // A short body is received in one piece of memory; growing would leave copies behind.
+    let mut bytes = BytesMut::with_capacity(usize::try_from(promised.min(BELIEVED_BYTES)).unwrap_or(0));
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| ApiError::invalid("request body could not be read"))?;
         if let Ok(data) = frame.into_data() {
-            held.grow(data.len())?;
+            if data.len() > max - bytes.len() {
+                return Err(ApiError::BodyTooLarge);
+            }
+            held.grow(data.len()).map_err(busy)?;
             bytes.extend_from_slice(&data);
         }
     }
-    Ok((bytes.freeze(), held))
+    Ok((bytes, held))
 }
 
 fn into_http(response: Response, namespace: Option<HeaderValue>, head: bool) -> http::Response<Body> {

@@ -17,16 +17,17 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use keystead_tls::{FairShare, Portion, Seldom};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::{Semaphore, watch},
+    sync::watch,
     task::JoinSet,
     time::timeout,
 };
 use tower_service::Service;
 
-pub use self::rules::{ListenerRules, ResponseHeaders};
+pub use self::rules::{ListenerRules, MAX_CONNECTIONS, ResponseHeaders};
 use self::{
     http::{Client, Shared, answer},
     paced::{Activity, Paced},
@@ -36,8 +37,11 @@ use crate::{config::HttpTimeouts, core::Core};
 /// Gives the TLS configuration for the next connection, so that it can be replaced while the listener runs.
 pub type TlsSource = Arc<dyn Fn() -> Arc<rustls::ServerConfig> + Send + Sync>;
 
-/// Connections that one listener serves at a time; the rest wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 4_096;
+/// One address has a quarter of a listener's connections at most: 1,024, which is generous for what pools a client
+/// keeps, and for what stands behind one address that is not known as a proxy.
+const CONNECTIONS_PER_ADDRESS: usize = 4;
+/// Connections that have not finished their TLS handshake are half of all at most, and half of an address's.
+const HANDSHAKES: usize = 2;
 /// How long a client may take for its TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often an HTTP/2 client is asked whether it is still there.
@@ -92,37 +96,40 @@ pub async fn serve(
 ) -> io::Result<Drained> {
     let acceptor = Acceptor::new(socket)?;
     let timeouts = rules.timeouts;
+    let room = Room::new(Arc::clone(&rules));
     let router = Router::new().fallback(answer).with_state(Shared::new(core, rules));
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     let stop = shutdown.clone();
     let mut stopped = pin!(stopped(&mut shutdown));
     loop {
         let accepted = tokio::select! {
             () = stopped.as_mut() => break,
-            accepted = accept(&acceptor, &room) => accepted,
+            accepted = accept(&acceptor) => accepted,
         };
         while connections.try_join_next().is_some() {}
         match accepted {
-            Ok((accepted, permit)) => {
+            Ok(accepted) => {
+                let Some(entered) = room.enter(&accepted, tls.is_some()) else { continue };
                 let (tls, serving) =
                     (tls.clone(), Serving { router: router.clone(), timeouts, stop: stop.clone() });
                 connections.spawn(async move {
                     match accepted {
                         Accepted::Tcp(stream, address) => {
-                            serve_connection(stream, address, tls, serving).await;
+                            serve_connection(stream, address, tls, entered, serving).await;
                         }
                         Accepted::Unix(stream) => {
                             let client = Client { address: None, certificate: None };
                             serve_http(stream, false, client, serving).await;
                         }
                     }
-                    drop(permit);
                 });
             }
             Err(error) => {
+                static SAID: Seldom = Seldom::new();
+                if let Some(times) = SAID.due() {
+                    tracing::warn!(%error, times, "connections could not be accepted");
+                }
                 // Out of file descriptors, mostly: accepting again at once would only burn the processor.
-                tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -133,6 +140,61 @@ pub async fn serve(
         Ok(()) => Drained::Completely,
         Err(_) => Drained::Cut(connections.len()),
     })
+}
+
+/// How many may be connected, in all and from one address.
+struct Room {
+    rules: Arc<ListenerRules>,
+    connections: Arc<FairShare>,
+    handshakes: Arc<FairShare>,
+}
+
+/// A connection's place, and its place among the handshakes until that is over.
+struct Entered {
+    _connection: Portion,
+    handshake: Option<Portion>,
+}
+
+impl Room {
+    fn new(rules: Arc<ListenerRules>) -> Self {
+        let (total, each) = (rules.max_connections, rules.max_connections / CONNECTIONS_PER_ADDRESS);
+        Self {
+            rules,
+            connections: FairShare::new(total, each),
+            handshakes: FairShare::new(total / HANDSHAKES, each / HANDSHAKES),
+        }
+    }
+
+    /// Lets a connection in, unless there is no room for it or for another from its address. Refusing it at once is
+    /// kinder than to let it wait: the kernel's queue is one for all addresses, and a client that is told can try
+    /// elsewhere.
+    fn enter(&self, accepted: &Accepted, tls: bool) -> Option<Entered> {
+        let address = match accepted {
+            Accepted::Tcp(_, address) => {
+                Some(address.ip()).filter(|address| !self.rules.speaks_for_others(*address))
+            }
+            Accepted::Unix(_) => None,
+        };
+        let take = || {
+            let handshake = tls.then(|| self.handshakes.take(address, 1)).transpose()?;
+            Ok::<_, keystead_tls::Exhausted>(Entered {
+                _connection: self.connections.take(address, 1)?,
+                handshake,
+            })
+        };
+        let entered = take().ok();
+        if entered.is_none() {
+            static SAID: Seldom = Seldom::new();
+            metrics::counter!("keystead_api_connections_refused").increment(1);
+            if let Some(times) = SAID.due() {
+                tracing::warn!(
+                    times,
+                    "connections were refused: too many are open, in all or from one address"
+                );
+            }
+        }
+        entered
+    }
 }
 
 /// What every connection of a listener is served with.
@@ -163,22 +225,23 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn accept(
-    acceptor: &Acceptor,
-    room: &Arc<Semaphore>,
-) -> io::Result<(Accepted, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = Arc::clone(room).acquire_owned().await.map_err(io::Error::other)?;
-    let accepted = match acceptor {
+async fn accept(acceptor: &Acceptor) -> io::Result<Accepted> {
+    Ok(match acceptor {
         Acceptor::Tcp(listener) => {
             let (stream, address) = listener.accept().await?;
             Accepted::Tcp(stream, address)
         }
         Acceptor::Unix(listener) => Accepted::Unix(listener.accept().await?.0),
-    };
-    Ok((accepted, permit))
+    })
 }
 
-async fn serve_connection(stream: TcpStream, address: SocketAddr, tls: Option<TlsSource>, serving: Serving) {
+async fn serve_connection(
+    stream: TcpStream,
+    address: SocketAddr,
+    tls: Option<TlsSource>,
+    mut entered: Entered,
+    serving: Serving,
+) {
     // Answers are small and written at once; waiting for more to send would only delay them.
     let _ = stream.set_nodelay(true);
     let address = Some(address);
@@ -186,7 +249,9 @@ async fn serve_connection(stream: TcpStream, address: SocketAddr, tls: Option<Tl
         let client = Client { address, certificate: None };
         return serve_http(stream, false, client, serving).await;
     };
-    match timeout(HANDSHAKE_TIMEOUT, handshake(stream, tls())).await {
+    let handshake = timeout(HANDSHAKE_TIMEOUT, handshake(stream, tls())).await;
+    drop(entered.handshake.take());
+    match handshake {
         Ok(Some(stream)) => {
             let session = stream.get_ref().1;
             let http2 = session.alpn_protocol() == Some(b"h2");

@@ -12,6 +12,9 @@ use crate::{
     core::error::ApiError,
 };
 
+/// Connections that one listener serves at a time, where the system allows the process that many files.
+pub const MAX_CONNECTIONS: usize = 4_096;
+
 /// The rules of one listener.
 #[derive(Debug, Clone)]
 pub struct ListenerRules {
@@ -21,6 +24,8 @@ pub struct ListenerRules {
     pub max_request: Duration,
     /// How long a connection may be slow or idle.
     pub timeouts: HttpTimeouts,
+    /// Connections at a time.
+    pub max_connections: usize,
     /// Whose `X-Forwarded-For` is believed.
     pub x_forwarded_for: XForwardedFor,
     /// Refuse requests without `X-Vault-Request: true`.
@@ -31,12 +36,20 @@ pub struct ListenerRules {
     pub headers: ResponseHeaders,
 }
 
+impl ListenerRules {
+    /// Whether an address is a proxy's that speaks for many clients.
+    pub(super) fn speaks_for_others(&self, address: IpAddr) -> bool {
+        self.x_forwarded_for.authorized.iter().any(|range| range.contains(address.to_canonical()))
+    }
+}
+
 impl Default for ListenerRules {
     fn default() -> Self {
         Self {
             max_body_bytes: usize::try_from(DEFAULT_MAX_REQUEST_SIZE_BYTES).unwrap_or(usize::MAX),
             max_request: DEFAULT_MAX_REQUEST_DURATION,
             timeouts: HttpTimeouts::default(),
+            max_connections: MAX_CONNECTIONS,
             x_forwarded_for: XForwardedFor::default(),
             require_request_header: false,
             metrics: ListenerMetrics::default(),

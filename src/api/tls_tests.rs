@@ -125,7 +125,8 @@ async fn the_clients_certificate_reaches_the_request() {
         let source: TlsSource = Arc::new(move || tls.server_config());
         let (_stop, stopped) = watch::channel(false);
         let serving = Serving { router, timeouts: HttpTimeouts::default(), stop: stopped };
-        serve_connection(stream, peer, Some(source), serving).await;
+        let entered = Entered { _connection: FairShare::new(1, 1).take(None, 1).unwrap(), handshake: None };
+        serve_connection(stream, peer, Some(source), entered, serving).await;
     });
     let config = ClientTls {
         skip_verify: true,

@@ -12,10 +12,11 @@ use std::{
 };
 
 use keystead_tls::{ApiTls, ApiTlsFiles, MinVersion};
+use rustix::process::{Resource, getrlimit};
 
 use super::Failure;
 use crate::{
-    api::{ListenerRules, ResponseHeaders, Socket},
+    api::{ListenerRules, MAX_CONNECTIONS, ResponseHeaders, Socket},
     config::{
         ListenAddress, ListenerConfig, ListenerTls, ServerConfig, TcpListenerConfig, TlsVersion,
         UnixListenerConfig,
@@ -61,6 +62,7 @@ impl Listener {
                 let socket = bind_unix(unix)?;
                 let rules = ListenerRules {
                     max_request: server.default_max_request_duration,
+                    max_connections: max_connections(server),
                     ..ListenerRules::default()
                 };
                 Ok(Self {
@@ -111,11 +113,20 @@ fn rules(tcp: &TcpListenerConfig, server: &ServerConfig) -> Result<ListenerRules
         max_body_bytes: usize::try_from(tcp.max_request_size_bytes).unwrap_or(usize::MAX),
         max_request: tcp.max_request_duration.unwrap_or(server.default_max_request_duration),
         timeouts: tcp.timeouts,
+        max_connections: max_connections(server),
         x_forwarded_for: tcp.x_forwarded_for.clone(),
         require_request_header: tcp.require_request_header,
         metrics: tcp.metrics,
         headers: ResponseHeaders::read(&tcp.custom_response_headers).map_err(Failure)?,
     })
+}
+
+/// Each listener's part of half the files that this process may have open: replication and storage need some whoever
+/// else is connected.
+fn max_connections(server: &ServerConfig) -> usize {
+    // No limit counts as the highest.
+    let files = getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok());
+    (files.unwrap_or(usize::MAX) / 2 / server.listeners.len().max(1)).clamp(8, MAX_CONNECTIONS)
 }
 
 /// Binds a TCP port.

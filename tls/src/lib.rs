@@ -6,6 +6,8 @@
 //! tests speak to as clients ([`ClientTls`]). [`make`] makes certificates for the API port for those who
 //! have no PKI of their own.
 //!
+//! [`FairShare`] bounds what those who connect may take, in all and each; [`Seldom`] what is logged of them.
+//!
 //! Every configuration names its cryptography provider; nothing here depends on, or sets, the
 //! process-wide default of rustls.
 
@@ -16,11 +18,13 @@ pub mod api_listener;
 pub mod cluster_ca;
 pub mod cluster_port;
 pub mod error;
+pub mod fair_share;
 pub mod keys;
 pub mod make;
 pub mod node_key;
 pub mod peer;
 mod public_key;
+pub mod seldom;
 
 use std::sync::Arc;
 
@@ -31,8 +35,10 @@ pub use api_listener::{ApiTls, ApiTlsFiles, MinVersion};
 pub use cluster_ca::ClusterCa;
 pub use cluster_port::{ClusterTls, PeerPolicy, exporter};
 pub use error::{Error, Result};
+pub use fair_share::{Exhausted, FairShare, Portion};
 pub use node_key::NodeKey;
 pub use peer::{ClusterId, NODE_ID_MAX_BYTES, PeerIdentity, PeerName, peer_identity, peer_of};
+pub use seldom::Seldom;
 
 /// The provider behind every configuration of this crate: aws-lc-rs with the hybrid post-quantum key
 /// exchange X25519MLKEM768 offered first.
