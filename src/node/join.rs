@@ -19,26 +19,28 @@ use keystead_raft::{
     ClusterParams, Directory, DirectoryMember, Identity, JoinError, Replicated as _, fresh_incarnation,
     hello::FEATURE_LEVEL,
 };
-use keystead_tls::{ClusterId, NodeKey, PeerName};
+use keystead_tls::{ClusterId, NodeKey, PeerName, Seldom};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
 
 use super::{ClusterName, Node, OpenKeys, records};
 use crate::{
-    barrier::Keyring,
+    barrier::{Keyring, Mac},
     client::{Address, Client, ClientConfig, Response, Scheme},
     core::{error::ApiError, node_ops::JoinRequest},
     seal::SealConfig,
-    secret::{RootKey, random_array},
+    secret::{LogKey, RootKey, random_array},
 };
 
 const ANSWER_TAG: &str = "keystead/v1/join-answer";
 const REPLY_TAG: &str = "keystead/v1/join-reply";
+const CHALLENGE_TAG: &str = "keystead/v1/join-challenge";
 /// How long a challenge is good for.
 const CHALLENGE_TTL: Duration = Duration::from_secs(60);
-/// Challenges outstanding at most; the oldest go first.
-const MAX_CHALLENGES: usize = 1024;
+/// Challenges that are remembered as used, at most.
+const MAX_USED: usize = 1024;
 /// Pause between two rounds of asking.
 const ROUND: Duration = Duration::from_millis(500);
 /// A joining node remembers this many different offers.
@@ -89,28 +91,53 @@ impl Joining {
     }
 }
 
-/// Challenges this leader has handed out.
-#[derive(Default)]
-pub struct Challenges(Mutex<HashMap<[u8; 32], Instant>>);
+/// Challenges: handed out without being kept, so that nobody who asks for many costs memory or takes away another's.
+///
+/// A challenge is `made[8] random[8] MAC[16]`, the MAC under a key of this process; made is in milliseconds since the
+/// process began. Only those that were answered by a holder of the root key are remembered, for as long as they would
+/// be good.
+pub struct Challenges {
+    key: LogKey,
+    began: Instant,
+    used: Mutex<HashMap<[u8; 32], Instant>>,
+}
+
+impl Default for Challenges {
+    fn default() -> Self {
+        Self { key: LogKey::random(), began: Instant::now(), used: Mutex::default() }
+    }
+}
 
 impl Challenges {
-    fn issue(&self) -> [u8; 32] {
-        let mut open = self.0.lock();
-        open.retain(|_, made| made.elapsed() < CHALLENGE_TTL);
-        if open.len() >= MAX_CHALLENGES
-            && let Some(oldest) = open.iter().min_by_key(|(_, made)| **made).map(|(challenge, _)| *challenge)
-        {
-            open.remove(&oldest);
-        }
-        let challenge = random_array();
-        open.insert(challenge, Instant::now());
+    fn issue(&self, now: Instant) -> [u8; 32] {
+        let made = u64::try_from(now.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX);
+        let mut challenge = [0; 32];
+        challenge[..8].copy_from_slice(&made.to_be_bytes());
+        challenge[8..16].copy_from_slice(&random_array::<8>());
+        let mac = self.mac(&challenge);
+        challenge[16..].copy_from_slice(&mac);
         challenge
     }
 
-    /// Whether the challenge is one of ours and fresh. It is used up either way.
-    fn take(&self, challenge: &[u8; 32], now: Instant) -> bool {
-        let made = self.0.lock().remove(challenge);
-        made.is_some_and(|made| now.saturating_duration_since(made) < CHALLENGE_TTL)
+    fn mac(&self, challenge: &[u8; 32]) -> [u8; 16] {
+        let mac = Mac::new(self.key.expose(), CHALLENGE_TAG).field(&challenge[..16]).finish();
+        *mac.first_chunk().expect("HMAC-SHA256 is longer than 16 bytes")
+    }
+
+    /// Whether the challenge is one of ours, fresh and not used up.
+    fn is_good(&self, challenge: &[u8; 32], now: Instant) -> bool {
+        let (made, _) = challenge.split_first_chunk().expect("32 bytes have eight at their front");
+        let made = Duration::from_millis(u64::from_be_bytes(*made));
+        let ours = bool::from(self.mac(challenge).ct_eq(&challenge[16..]));
+        let age = now.saturating_duration_since(self.began).saturating_sub(made);
+        ours && age < CHALLENGE_TTL && !self.used.lock().contains_key(challenge)
+    }
+
+    /// Uses up a good challenge; false if somebody was faster, or too many have been used within a minute.
+    fn use_up(&self, challenge: &[u8; 32], now: Instant) -> bool {
+        let mut used = self.used.lock();
+        used.retain(|_, since| now.saturating_duration_since(*since) < CHALLENGE_TTL);
+        used.len() < MAX_USED && used.insert(*challenge, now).is_none()
     }
 }
 
@@ -513,7 +540,7 @@ impl Node {
         let config = self.seal_configs()?.pop().ok_or(ApiError::Sealed)?;
         metrics::counter!("keystead_join_challenges").increment(1);
         let data = json!({
-            "challenge": BASE64.encode(self.challenges.issue()),
+            "challenge": BASE64.encode(self.challenges.issue(Instant::now())),
             "seal_config": BASE64.encode(config.encode()),
             "leader_id": format!("{:016x}", replica.incarnation()),
             "cluster_id": hex::encode(replica.directory().cluster_id),
@@ -531,9 +558,10 @@ impl Node {
         let invalid = || ApiError::invalid("invalid answer given");
         let challenge: [u8; 32] =
             bytes(&body, "challenge").and_then(|c| c.try_into().ok()).ok_or_else(invalid)?;
-        if !self.challenges.take(&challenge, Instant::now()) {
-            // Another leader may have issued it, or it is old: a fresh one helps, so this is not a 400.
-            return Err(ApiError::Busy("the challenge is unknown or too old; ask for another".into()));
+        // Another leader may have issued it, or it is old: a fresh one helps, so this is not a 400.
+        let unknown = || ApiError::Busy("the challenge is unknown or too old; ask for another".into());
+        if !self.challenges.is_good(&challenge, Instant::now()) {
+            return Err(unknown());
         }
         let field = |name| text(&body, name).ok_or_else(invalid);
         let (node_id, cluster_addr, api_addr) =
@@ -559,8 +587,14 @@ impl Node {
         };
         if !plausible || !answer.mac(&keys).verify(&mac) {
             metrics::counter!("keystead_join_false_answers").increment(1);
-            tracing::warn!("a node gave a false answer to a join challenge");
+            static SAID: Seldom = Seldom::new();
+            if let Some(times) = SAID.due() {
+                tracing::warn!(times, "nodes gave false answers to join challenges");
+            }
             return Err(invalid());
+        }
+        if !self.challenges.use_up(&challenge, Instant::now()) {
+            return Err(unknown());
         }
         let ca = self.cluster_ca(&keys)?;
         let cluster_id = replica.directory().cluster_id;
@@ -633,29 +667,53 @@ mod tests {
     #[test]
     fn a_challenge_is_good_once() {
         let challenges = Challenges::default();
-        let challenge = challenges.issue();
         let now = Instant::now();
-        assert!(challenges.take(&challenge, now));
-        assert!(!challenges.take(&challenge, now));
-        assert!(!challenges.take(&[0; 32], now));
+        let challenge = challenges.issue(now);
+        assert!(challenges.is_good(&challenge, now));
+        assert!(challenges.use_up(&challenge, now));
+        assert!(!challenges.is_good(&challenge, now));
+        assert!(!challenges.use_up(&challenge, now), "two answers at a time");
     }
 
     #[test]
-    fn a_challenge_is_good_for_a_minute() {
+    fn a_challenge_is_good_for_a_minute_and_then_forgotten() {
         let challenges = Challenges::default();
-        let (early, late) = (challenges.issue(), challenges.issue());
-        let now = Instant::now();
-        assert!(challenges.take(&early, now + CHALLENGE_TTL - Duration::from_secs(1)));
-        assert!(!challenges.take(&late, now + CHALLENGE_TTL));
+        let now = challenges.began + Duration::from_secs(3_600);
+        let (early, late) = (challenges.issue(now), challenges.issue(now));
+        assert!(challenges.is_good(&early, now + CHALLENGE_TTL - Duration::from_secs(1)));
+        assert!(!challenges.is_good(&late, now + CHALLENGE_TTL));
+        assert!(challenges.use_up(&early, now));
+        assert!(challenges.use_up(&late, now + CHALLENGE_TTL));
+        assert_eq!(challenges.used.lock().len(), 1);
     }
 
     #[test]
-    fn a_flood_of_challenges_keeps_memory_bounded() {
+    fn a_challenge_of_another_process_or_with_another_bit_is_none() {
         let challenges = Challenges::default();
-        for _ in 0..MAX_CHALLENGES * 2 {
-            challenges.issue();
+        let now = Instant::now();
+        assert!(!challenges.is_good(&Challenges::default().issue(now), now));
+        assert!(!challenges.is_good(&[0; 32], now));
+        for bit in 0..256 {
+            let mut challenge = challenges.issue(now);
+            challenge[bit / 8] ^= 1 << (bit % 8);
+            assert!(!challenges.is_good(&challenge, now), "bit {bit}");
         }
-        assert_eq!(challenges.0.lock().len(), MAX_CHALLENGES);
+    }
+
+    #[test]
+    fn case_09_a_flood_of_challenges_takes_no_memory_and_spoils_none() {
+        let challenges = Challenges::default();
+        let now = Instant::now();
+        let first = challenges.issue(now);
+        let distinct: std::collections::HashSet<_> = (0..10_000).map(|_| challenges.issue(now)).collect();
+        assert_eq!(distinct.len(), 10_000);
+        assert!(challenges.used.lock().is_empty());
+        assert!(challenges.is_good(&first, now));
+        // Answers of key holders are bounded, too.
+        for challenge in distinct {
+            challenges.use_up(&challenge, now);
+        }
+        assert_eq!(challenges.used.lock().len(), MAX_USED);
     }
 
     #[test]
