@@ -5,9 +5,10 @@
 //! with the value that holds it, and every wait has a deadline.
 //!
 //! Reading order: [`cluster`] (a cluster and its nodes), [`node`] and [`process`] (one of them), [`client`]
-//! (HTTPS), [`wait`] (deadlines), then what hurts: [`faults`] (disk and clocks), [`net`] (a network between the nodes that stalls and cuts),
-//! [`load`] (writes whose acknowledgements are remembered and checked), [`lin`] (whether what clients saw has an
-//! explanation), [`impostor`] (a server that is not what it says),
+//! (HTTPS), [`wait`] (deadlines), then what hurts: [`faults`] (disk and clocks), [`images`] (what a power cut
+//! leaves), [`net`] (a network between the nodes that stalls and cuts), [`load`] (writes whose acknowledgements are
+//! remembered and checked), [`lin`] (whether what clients saw has an explanation), [`impostor`] (a server that is not
+//! what it says),
 //! [`scan`] (looks for plaintext).
 
 pub mod certs;
@@ -17,6 +18,7 @@ pub mod cluster;
 pub mod config;
 pub mod error;
 pub mod faults;
+pub mod images;
 pub mod impostor;
 pub mod lin;
 pub mod load;
@@ -25,6 +27,7 @@ pub mod net;
 pub mod node;
 pub mod ports;
 pub mod process;
+pub mod random;
 pub mod raw;
 pub mod scan;
 pub mod wait;
@@ -41,3 +44,4 @@ pub use load::{History, Load};
 pub use net::{Direction, Net};
 pub use node::Node;
 pub use process::Process;
+pub use random::Random;
