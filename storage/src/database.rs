@@ -10,8 +10,8 @@ use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::datadir;
@@ -21,6 +21,8 @@ use crate::log::SyncStats;
 /// Segments of 8 MiB: a leaf of 17 values of 64 KiB stays below a quarter of it, past which sled would
 /// move it to a blob. It cannot be changed once a database exists.
 const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
+/// The file with sled's parameters: segment size, version, compression.
+const PARAMETERS: &str = "conf";
 /// How long an earlier instance in this process may take to let go of the file.
 const RELEASE_WAIT: Duration = Duration::from_secs(10);
 const RELEASE_POLL: Duration = Duration::from_millis(2);
@@ -28,11 +30,16 @@ const RELEASE_POLL: Duration = Duration::from_millis(2);
 pub(crate) const BATCH_OPERATIONS: usize = 512;
 
 /// An open database and a handle of our own to sync its file.
+///
+/// It is to be dropped after every tree of it: what closes last syncs, and may panic doing so.
 pub(crate) struct Database {
-    db: sled::Db,
+    /// There until it is dropped.
+    db: Option<sled::Db>,
     file: File,
     dir: PathBuf,
     meter: Arc<SyncMeter>,
+    /// The first sync that failed.
+    failed: OnceLock<String>,
 }
 
 impl Database {
@@ -49,9 +56,12 @@ impl Database {
         let path = dir.join("db");
         let file = File::open(&path)
             .map_err(|e| StorageError::io(format!("open {} to sync it", path.display()), e))?;
-        let database = Self { db, file, dir: dir.to_owned(), meter: Arc::default() };
+        let database =
+            Self { db: Some(db), file, dir: dir.to_owned(), meter: Arc::default(), failed: OnceLock::new() };
         database.check_blobs()?;
-        // Opening wrote files; what is written from now on must find them after a power cut.
+        // Opening wrote files; what is written from now on must find them after a power cut. sled never syncs the
+        // one with its parameters, without which it does not open.
+        sync_file(&dir.join(PARAMETERS))?;
         database.sync()?;
         datadir::sync_dir(dir)?;
         Ok(database)
@@ -59,18 +69,18 @@ impl Database {
 
     /// Opens a tree.
     pub fn tree(&self, name: &str) -> Result<sled::Tree, StorageError> {
-        self.db.open_tree(name).map_err(|e| self.error("open tree", e))
+        self.db().open_tree(name).map_err(|e| self.error("open tree", e))
     }
 
     /// Removes a tree with all that is in it.
     pub fn drop_tree(&self, name: &str) -> Result<(), StorageError> {
-        self.db.drop_tree(name).map_err(|e| self.error("drop tree", e))?;
+        self.db().drop_tree(name).map_err(|e| self.error("drop tree", e))?;
         Ok(())
     }
 
     /// Names of trees that begin with `prefix`, in order.
     pub fn tree_names(&self, prefix: &str) -> Vec<String> {
-        let names = self.db.tree_names();
+        let names = self.db().tree_names();
         let mut names: Vec<String> = names
             .iter()
             .filter_map(|name| std::str::from_utf8(name).ok())
@@ -82,15 +92,28 @@ impl Database {
     }
 
     /// Brings everything written so far to the disk: one flush of sled, one `fdatasync`.
+    ///
+    /// # Errors
+    /// After the first failure every later call fails: the kernel reports a page that it could not write once, drops
+    /// it, and calls the next sync a success.
     pub fn sync(&self) -> Result<(), StorageError> {
+        if let Some(first) = self.failed.get() {
+            return Err(StorageError::Latched { first: first.clone() });
+        }
         let began = self.meter.begin();
-        let result = self
-            .db
-            .flush()
-            .map_err(|e| self.error("flush", e))
-            .and_then(|_| self.file.sync_data().map_err(|e| StorageError::io("sync", e)));
+        let result = self.db().flush().map_err(|e| self.error("flush", e)).and_then(|_| {
+            let context = || format!("sync {}", self.dir.join("db").display());
+            self.file.sync_data().map_err(|e| StorageError::io(context(), e))
+        });
         self.meter.end(began);
+        if let Err(error) = &result {
+            let _ = self.failed.set(error.to_string());
+        }
         result
+    }
+
+    fn db(&self) -> &sled::Db {
+        self.db.as_ref().expect("it is there until this is dropped")
     }
 
     /// How long syncs take.
@@ -114,6 +137,16 @@ impl Database {
         match entries.next() {
             None => Ok(()),
             Some(_) => Err(StorageError::damaged(format!("{} is not empty", path.display()))),
+        }
+    }
+}
+
+impl Drop for Database {
+    /// sled syncs when it is closed and panics if it cannot. Nothing that was acknowledged hangs on that sync.
+    fn drop(&mut self) {
+        let db = self.db.take();
+        if catch_unwind(AssertUnwindSafe(|| drop(db))).is_err() {
+            tracing::error!(database = %self.dir.display(), "the database could not be synced when it was closed");
         }
     }
 }
@@ -167,6 +200,20 @@ pub(crate) fn abort_on_panic(thread: &str, body: impl FnOnce()) {
     }
 }
 
+/// Brings a file to the disk.
+fn sync_file(path: &Path) -> Result<(), StorageError> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(|e| StorageError::io(format!("sync {}", path.display()), e))
+}
+
+/// Whether sled's file of parameters is whole: their text and its CRC32.
+fn parameters_are_whole(path: &Path) -> io::Result<bool> {
+    let bytes = fs::read(path)?;
+    let whole = |(text, crc): (&[u8], &[u8; 4])| crc32fast::hash(text).to_le_bytes() == *crc;
+    Ok(bytes.split_last_chunk().is_some_and(whole))
+}
+
 /// Deletes what an interrupted run left and the next open would take for damage.
 fn remove_leftovers(dir: &Path) -> Result<(), StorageError> {
     let context = || format!("look for leftovers in {}", dir.display());
@@ -176,7 +223,10 @@ fn remove_leftovers(dir: &Path) -> Result<(), StorageError> {
         let name = name.to_string_lossy();
         let generating = name.starts_with("snap.") && name.ends_with(".generating");
         let size = entry.metadata().map_err(|e| StorageError::io(context(), e))?.len();
-        if generating || (name.starts_with("snap.") && size == 0) {
+        // sled writes its parameters again when they are missing, and they are always the same here.
+        let torn = name == PARAMETERS
+            && !parameters_are_whole(&entry.path()).map_err(|e| StorageError::io(context(), e))?;
+        if generating || torn || (name.starts_with("snap.") && size == 0) {
             tracing::warn!(file = %entry.path().display(), "deleting the leftover of an interrupted run");
             fs::remove_file(entry.path()).map_err(|e| StorageError::io(context(), e))?;
         }
@@ -287,6 +337,38 @@ mod tests {
         fs::write(dir.path().join("snap.00000000000000ff"), "").expect("write");
         let database = Database::open(dir.path(), 1 << 20).expect("leftovers are gone");
         assert_eq!(database.tree("t").expect("tree").get(b"k").expect("get").expect("kept"), b"v");
+    }
+
+    #[test]
+    fn torn_parameters_are_written_again() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let database = Database::open(dir.path(), 1 << 20).expect("new");
+        database.tree("t").expect("tree").insert(b"k", b"v").expect("insert");
+        database.sync().expect("sync");
+        drop(database);
+        let path = dir.path().join(PARAMETERS);
+        assert!(parameters_are_whole(&path).expect("read"), "what sled writes is told from what is torn");
+        let whole = fs::read(&path).expect("read");
+        for torn in [&whole[..0], &whole[..20], &whole[..whole.len() - 4], &[0; 63]] {
+            fs::write(&path, torn).expect("write");
+            let database = Database::open(dir.path(), 1 << 20).expect("opens");
+            assert_eq!(database.tree("t").expect("tree").get(b"k").expect("get").expect("kept"), b"v");
+            drop(database);
+            assert_eq!(fs::read(&path).expect("read"), whole);
+        }
+    }
+
+    #[test]
+    fn after_a_failed_sync_none_succeeds() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut database = Database::open(dir.path(), 1 << 20).expect("new");
+        // A pipe cannot be synced.
+        let (reader, _writer) = std::io::pipe().expect("pipe");
+        let file = std::mem::replace(&mut database.file, File::from(std::os::fd::OwnedFd::from(reader)));
+        assert!(matches!(database.sync(), Err(StorageError::Io { .. })));
+        database.file = file;
+        let error = database.sync().expect_err("the first failure stays");
+        assert!(error.to_string().contains("stopped after an earlier failure: sync"), "{error}");
     }
 
     #[test]

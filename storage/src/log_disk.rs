@@ -49,11 +49,12 @@ struct Segment {
 
 /// The trees of the log.
 pub(crate) struct LogDisk {
-    database: Database,
     meta: sled::Tree,
     /// By the index of the first record. Readers hold it shared while they read, so that they see a
     /// truncation whole or not at all.
     segments: RwLock<BTreeMap<u64, Segment>>,
+    // Last, so that it is dropped after its trees.
+    database: Database,
 }
 
 impl LogDisk {
@@ -62,7 +63,7 @@ impl LogDisk {
         let database = Database::open(dir, CACHE_BYTES)?;
         guarded(dir, || {
             let meta = database.tree("meta")?;
-            let disk = Self { database, meta, segments: RwLock::default() };
+            let disk = Self { meta, segments: RwLock::default(), database };
             let recovered = disk.recover()?;
             Ok((disk, recovered))
         })

@@ -38,10 +38,11 @@ pub(crate) struct StateDisk {
 
 /// One tree. When it is no longer current, it is dropped with its last reader.
 pub(crate) struct StateTree {
-    database: Arc<Database>,
     tree: sled::Tree,
     number: u64,
     retired: AtomicBool,
+    // Last, so that it is dropped after the tree.
+    database: Arc<Database>,
 }
 
 /// What is stored in the tree about the state as a whole.
@@ -131,7 +132,7 @@ impl StateDisk {
     fn tree(&self, number: u64) -> Result<Arc<StateTree>, StorageError> {
         let tree = self.database.tree(&tree_name(number))?;
         let database = Arc::clone(&self.database);
-        Ok(Arc::new(StateTree { database, tree, number, retired: AtomicBool::new(false) }))
+        Ok(Arc::new(StateTree { tree, number, retired: AtomicBool::new(false), database }))
     }
 
     fn create(&self) -> Result<Opened, StorageError> {

@@ -83,7 +83,7 @@ impl Installer {
     ///
     /// # Errors
     /// [`StorageError::Damaged`] if it is not the next one or not part of a snapshot; the transfer must
-    /// then begin again. The state is unchanged.
+    /// then begin again. The state is unchanged. Any other error latches the state.
     pub fn chunk(&mut self, n: u64, bytes: &[u8]) -> Result<(), StorageError> {
         self.bytes += bytes.len() as u64;
         let last = n + 1 == self.manifest.chunks;
@@ -109,7 +109,7 @@ impl Installer {
     ///
     /// # Errors
     /// [`StorageError::Damaged`] if chunks are missing or do not give the digest of the manifest: nothing was
-    /// changed.
+    /// changed. Any other error latches the state.
     pub fn check(&mut self) -> Result<(), StorageError> {
         self.stage()?;
         self.verify(&applied_of(&self.manifest.meta))
@@ -158,14 +158,17 @@ impl Installer {
         Ok(())
     }
 
-    /// Writes pending rows to the staged tree, and syncs: no batch stays between flush and disk.
+    /// Writes pending rows to the staged tree, and syncs: no batch stays between flush and disk. A failure is one of
+    /// the database that the state is in, too.
     fn stage(&mut self) -> Result<(), StorageError> {
+        self.shared.latched()?;
         // Keys come in order and once, and the tree was empty.
         let rows = self.pending.iter().map(|(key, row)| (key, Some(row), &Before::Absent));
-        self.staged.write(rows, &[], &mut self.window_rows, None)?;
+        let written = self.staged.write(rows, &[], &mut self.window_rows, None);
+        written.and_then(|()| self.shared.disk.sync()).inspect_err(|error| self.shared.fail(error))?;
         self.pending.clear();
         self.pending_bytes = 0;
-        self.shared.disk.sync()
+        Ok(())
     }
 
     fn verify(&self, applied: &Applied) -> Result<(), StorageError> {
