@@ -19,9 +19,7 @@ pub fn report(base: &Path, script: &Script, again: bool) -> Outcome<String> {
     let told = |what: &str, error: StorageError| format!("{what}: {error}");
     let mut out = String::new();
     let dir = DataDir::open(writer::data(base)).map_err(|e| told("data directory", e))?;
-    let log = SledLog::open(&dir).map_err(|e| told("log", e))?;
-    let state = SledState::open(&dir).map_err(|e| told("state", e))?;
-    state.set_durable_log(log.durable());
+    let (log, state) = keystead_storage::open(&dir).map_err(|e| told("log and state", e))?;
     let vote = log.vote().map_or(0, |vote| vote.term);
     let (floor, strays, last) = read_log(&log, script)?;
     let applied = state.applied().log_id.map_or(0, |id| id.index);
@@ -136,8 +134,7 @@ fn go_on(log: &SledLog, state: &SledState, script: &Script, applied: u64) -> Out
 
 /// What was written then is there after another start.
 fn open_again(dir: &DataDir, script: &Script, until: u64) -> Outcome<()> {
-    let log = SledLog::open(dir).map_err(|e| e.to_string())?;
-    let state = SledState::open(dir).map_err(|e| e.to_string())?;
+    let (log, state) = keystead_storage::open(dir).map_err(|e| e.to_string())?;
     let (_, before_strays, last) = read_log(&log, script)?;
     let reached = state.applied().log_id.map_or(0, |id| id.index);
     if (before_strays, last, reached, log.vote()) != (until, until, until, Some(vote(1_000_000))) {

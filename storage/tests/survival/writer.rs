@@ -53,10 +53,7 @@ struct Open {
 
 impl Open {
     fn new(data: &Path) -> Result<Self, StorageError> {
-        let dir = DataDir::open(data)?;
-        let log = SledLog::open(&dir)?;
-        let state = SledState::open(&dir)?;
-        state.set_durable_log(log.durable());
+        let (log, state) = keystead_storage::open(&DataDir::open(data)?)?;
         Ok(Self { log, state })
     }
 }
