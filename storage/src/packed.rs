@@ -109,7 +109,7 @@ pub(crate) fn unpack(first: u64, mut body: Bytes) -> Result<Vec<LogRecord>, Stor
             return Err(bad(&format!("it calls itself {}", log_id.index)));
         }
         records.push(LogRecord { log_id, payload });
-        index += 1;
+        index = index.checked_add(1).ok_or_else(|| bad("no log is that long"))?;
     }
     if records.is_empty() {
         return Err(StorageError::damaged(format!("log entry {first} is missing")));
@@ -193,6 +193,12 @@ mod tests {
     fn small_records_share_a_piece() {
         let records: Vec<_> = (1..=100).map(|i| record(i, 50)).collect();
         assert_eq!(pack(&records).len(), 1);
+    }
+
+    #[test]
+    fn an_index_past_the_last_is_damage() {
+        let sets = pack(&[record(u64::MAX, 5)]);
+        assert!(unpack_all(&sets).is_err());
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub(crate) const DATA_AREAS: [u8; 3] = [CLEAR, FOLDER, SEALED];
 
 /// Largest value that lies in its row; larger ones are cut into parts of this size.
 pub(crate) const INLINE_BYTES: usize = 60 * 1024;
+/// Largest value: it came in one log entry.
+const MAX_VALUE_BYTES: usize = crate::packed::MAX_PAYLOAD_BYTES;
 
 const FORMAT: u8 = 1;
 const KIND_INLINE: u8 = 0;
@@ -209,7 +211,14 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Stored, StorageError> {
             let value = Bytes::copy_from_slice(body);
             Ok(Stored::Whole(Row::Record(Record { version, value })))
         }
-        (KIND_SPLIT, 8) => Ok(Stored::Split(Split { version, total: body.get_u32(), crc: body.get_u32() })),
+        (KIND_SPLIT, 8) => {
+            let (total, crc) = (body.get_u32(), body.get_u32());
+            if (INLINE_BYTES + 1..=MAX_VALUE_BYTES).contains(&(total as usize)) {
+                Ok(Stored::Split(Split { version, total, crc }))
+            } else {
+                Err(bad("parts that no value is cut into"))
+            }
+        }
         (KIND_FOLDER, 8) => Ok(Stored::Whole(Row::Folder(Folder { version, children: body.get_u64() }))),
         _ => Err(bad("unknown kind")),
     }
@@ -224,7 +233,7 @@ pub(crate) struct Parts {
 
 impl Parts {
     fn of(version: Version, total: usize) -> Self {
-        let count = u16::try_from(total.div_ceil(INLINE_BYTES)).expect("values are below 4 GiB");
+        let count = u16::try_from(total.div_ceil(INLINE_BYTES)).expect("no value has so many parts");
         Self { version, count }
     }
 
@@ -327,5 +336,19 @@ mod tests {
         let stored: Vec<sled::IVec> = parts.iter().map(|(_, v)| v.as_ref().into()).collect();
         assert_eq!(split.join(&stored).expect("whole"), row);
         assert!(split.join(&stored[1..]).is_err());
+    }
+
+    #[test]
+    fn a_row_that_claims_more_parts_than_a_value_has_is_damaged() {
+        let version = Version { generation: 1, index: 9 };
+        let row = Row::Record(Record { version, value: vec![7; INLINE_BYTES + 1].into() });
+        let (good, _) = encode(b"ckey", &row);
+        for total in [0, 1, INLINE_BYTES as u32, MAX_VALUE_BYTES as u32 + 1, u32::MAX] {
+            let mut bad = good[..good.len() - CRC_BYTES].to_vec();
+            bad[HEADER_BYTES..HEADER_BYTES + 4].copy_from_slice(&total.to_be_bytes());
+            let crc = crc32fast::hash(&bad);
+            bad.extend_from_slice(&crc.to_be_bytes());
+            assert!(decode(&bad).is_err(), "{total}");
+        }
     }
 }

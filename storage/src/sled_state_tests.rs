@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::txn::{Command, Txn, Write};
+use crate::window::Remembered;
 
 fn open(path: &Path) -> SledState {
     SledState::open(&DataDir::open(path).expect("free")).expect("good")
@@ -392,6 +393,43 @@ fn a_snapshot_taken_while_writes_go_on_is_the_state_at_its_index() {
     check(&other);
     other.apply(vec![busy(201)]).expect("it goes on from there");
     scrubbed(&other);
+}
+
+#[test]
+fn a_snapshot_with_more_requests_than_a_window_is_refused_while_it_comes() {
+    let mut stream = Vec::new();
+    for number in 0..=crate::window::WINDOW_REQUESTS as u128 {
+        let id = RequestId((number + 1).to_be_bytes());
+        let response = Bytes::new();
+        crate::snapshot::fuzz::write_request(
+            &mut stream,
+            &Remembered { id, version: Version::default(), response },
+        );
+    }
+    let chunks: Vec<&[u8]> = stream.chunks(crate::CHUNK_BYTES).collect();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let state = open(dir.path());
+    let manifest = Manifest {
+        chunks: chunks.len() as u64,
+        bytes: stream.len() as u64,
+        rows: crate::window::WINDOW_REQUESTS as u64 + 1,
+        ..Manifest::default()
+    };
+    let mut installer = state.begin_install(manifest).expect("begins");
+    let result = (0..).zip(&chunks).try_for_each(|(n, chunk)| installer.chunk(n, chunk));
+    let error = result.expect_err("it was staged to the end").to_string();
+    assert!(error.contains("more requests"), "{error}");
+}
+
+#[test]
+fn a_manifest_whose_numbers_leave_no_room_is_refused() {
+    let mut manifest = Manifest::default();
+    assert!(Manifest::from_bytes(&manifest.to_bytes()).is_ok());
+    manifest.window.first = u64::MAX;
+    assert!(Manifest::from_bytes(&manifest.to_bytes()).is_err());
+    manifest.window = Default::default();
+    manifest.window.forgotten_index = u64::MAX;
+    assert!(Manifest::from_bytes(&manifest.to_bytes()).is_err());
 }
 
 #[test]

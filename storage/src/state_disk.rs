@@ -307,7 +307,7 @@ impl StateTree {
         let applied = from_plain(applied);
         let lanes = LtHash::from_bytes(&lanes)
             .ok_or_else(|| StorageError::damaged("the digest of the state has the wrong length"))?;
-        let end = BatchEnd { applied, window_mark, window_hash, window_next };
+        let end = BatchEnd { applied, window_mark: window_mark.check()?, window_hash, window_next };
         Ok(Meta { end, lanes, ring: ring.into() })
     }
 
@@ -403,6 +403,7 @@ fn encode_window(remembered: &[(u64, Remembered)]) -> Vec<(u64, Vec<u8>, Vec<u8>
 fn decode_window_row<'a>(key: &[u8], value: &'a [u8]) -> Result<(u64, &'a [u8]), StorageError> {
     let bad = || StorageError::damaged("a row of the request window cannot be read");
     let first = key.get(1..9).and_then(|b| b.try_into().ok()).map(u64::from_be_bytes).ok_or_else(bad)?;
+    WindowMark { first, ..WindowMark::default() }.check()?;
     let (chunk, crc) = value.split_last_chunk::<4>().ok_or_else(bad)?;
     if crc32fast::hash(chunk) != u32::from_be_bytes(*crc) {
         return Err(bad());

@@ -156,7 +156,7 @@ fn damaged(path: &Path, why: &str) -> StorageError {
 }
 
 /// Writes a snapshot file; it gets its name when it is whole.
-pub(super) struct SnapshotWriter {
+pub(crate) struct SnapshotWriter {
     path: PathBuf,
     temporary: PathBuf,
     out: BufWriter<File>,

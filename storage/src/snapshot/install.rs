@@ -98,6 +98,10 @@ impl Installer {
                 Item::Row(key, row) => self.row(key, row)?,
                 Item::Request(request) => {
                     let number = self.window.record(request.clone());
+                    // What a window forgets, a snapshot of it does not hold; so memory stays bounded, too.
+                    if self.window.mark() != self.manifest.window {
+                        return Err(damaged("it holds more requests than a window"));
+                    }
                     self.requests.push((number, request));
                 }
             }

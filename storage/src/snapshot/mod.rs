@@ -2,6 +2,8 @@
 
 mod cut;
 mod file;
+#[cfg(test)]
+pub(crate) mod fuzz;
 mod install;
 mod stream;
 
@@ -59,6 +61,23 @@ pub(crate) struct WindowMark {
     pub forgotten_index: u64,
 }
 
+impl WindowMark {
+    /// Requests and entries are counted from 1 by ones: no number of either ever comes near this one, and below it
+    /// no sum of theirs overflows.
+    const LIMIT: u64 = 1 << 62;
+
+    /// Refuses what no window can begin with, for a mark may come from a peer.
+    ///
+    /// # Errors
+    /// [`StorageError::Damaged`].
+    pub fn check(self) -> Result<Self, StorageError> {
+        if self.first < Self::LIMIT && self.forgotten_index < Self::LIMIT {
+            return Ok(self);
+        }
+        Err(StorageError::damaged("the request window begins where no window can"))
+    }
+}
+
 impl Manifest {
     /// Encodes for a peer.
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -85,6 +104,7 @@ impl Manifest {
         let membership = membership.map(|(id, bytes)| (id, Bytes::from(bytes)));
         let (chunks, bytes, rows, digest, window) = totals;
         let meta = SnapshotMeta { log_id, membership, cluster_time_ms, generation, last_sequence };
+        let window = window.check()?;
         Ok(Manifest { meta, chunks, bytes, rows, digest, window })
     }
 }

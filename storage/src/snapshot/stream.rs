@@ -23,7 +23,7 @@ const ITEM_LIMIT: usize = 32 * 1024 * 1024;
 
 /// One item.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Item {
+pub(crate) enum Item {
     Row(Bytes, Row),
     Request(Remembered),
 }
@@ -66,6 +66,12 @@ impl Items {
     /// Whether an item is there in part.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Bytes of the item that is there in part.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.0.len()
     }
 
     /// The next whole item, if there is one.
