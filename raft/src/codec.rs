@@ -29,6 +29,9 @@ pub fn put_slice(out: &mut BytesMut, bytes: &[u8]) {
     out.put_slice(bytes);
 }
 
+/// What no term or index ever comes near. A peer that sends more is refused, for whoever adds to it overflows.
+pub const COUNT_LIMIT: u64 = 1 << 62;
+
 /// Reads from a buffer without copying what it hands out.
 pub struct Reader(Bytes);
 
@@ -53,6 +56,15 @@ impl Reader {
         Ok(self.0.get_u8())
     }
 
+    /// One byte that is 0 or 1: every message has one encoding.
+    pub fn flag(&mut self) -> Result<bool, DecodeError> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(DecodeError::Invalid("flag")),
+        }
+    }
+
     /// Four bytes.
     pub fn u32(&mut self) -> Result<u32, DecodeError> {
         self.need(4)?;
@@ -63,6 +75,14 @@ impl Reader {
     pub fn u64(&mut self) -> Result<u64, DecodeError> {
         self.need(8)?;
         Ok(self.0.get_u64())
+    }
+
+    /// Eight bytes that count something from zero by ones, such as a term or an index: below [`COUNT_LIMIT`].
+    pub fn count(&mut self) -> Result<u64, DecodeError> {
+        match self.u64()? {
+            count if count < COUNT_LIMIT => Ok(count),
+            _ => Err(DecodeError::Invalid("count")),
+        }
     }
 
     /// A fixed number of bytes.

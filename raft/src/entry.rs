@@ -170,7 +170,7 @@ pub fn encode_membership(membership: &RaftMembership) -> Bytes {
 pub fn decode(payload: &Bytes) -> Result<Payload, DecodeError> {
     let mut reader = Reader::new(payload.clone());
     match reader.u8()? {
-        KIND_BLANK => Ok(Payload::Blank),
+        KIND_BLANK => reader.finish().map(|()| Payload::Blank),
         KIND_MEMBERSHIP => decode_membership(reader).map(Payload::Membership),
         KIND_COMMAND => decode_command(payload, reader),
         other => Err(DecodeError::Unknown("log entry kind", u64::from(other))),
@@ -202,9 +202,9 @@ fn decode_command(payload: &Bytes, mut reader: Reader) -> Result<Payload, Decode
     let body = match kind {
         BODY_TXN => Body::Txn(read_txn(&mut body_reader)?),
         BODY_CHECKPOINT => Body::Checkpoint(CheckpointMark {
-            of: match body_reader.u8()? {
-                0 => None,
-                _ => Some((body_reader.u64()?, body_reader.array()?)),
+            of: match body_reader.flag()? {
+                false => None,
+                true => Some((body_reader.u64()?, body_reader.array()?)),
             },
         }),
         other => return Err(DecodeError::Unknown("command body", u64::from(other))),
@@ -292,9 +292,9 @@ fn read_txn(reader: &mut Reader) -> Result<Txn, DecodeError> {
     for _ in 0..reader.u32()? {
         let kind = reader.u8()?;
         let key = reader.slice()?;
-        let version = match reader.u8()? {
-            0 => None,
-            _ => Some(Version { generation: reader.u32()?, index: reader.u64()? }),
+        let version = match reader.flag()? {
+            false => None,
+            true => Some(Version { generation: reader.u32()?, index: reader.u64()? }),
         };
         checks.push(match kind {
             0 => Check::Record { key: record_key(&key)?, version },

@@ -23,12 +23,8 @@ fn put_vote(out: &mut BytesMut, vote: &RaftVote) {
 }
 
 fn read_vote(reader: &mut Reader) -> Result<RaftVote, DecodeError> {
-    let (term, node) = (reader.u64()?, reader.u64()?);
-    let committed = match reader.u8()? {
-        0 => false,
-        1 => true,
-        _ => return Err(DecodeError::Invalid("vote")),
-    };
+    let (term, node) = (reader.count()?, reader.u64()?);
+    let committed = reader.flag()?;
     Ok(vote_from_storage(&keystead_storage::Vote { term, node, committed }))
 }
 
@@ -45,14 +41,11 @@ fn put_log_id(out: &mut BytesMut, id: Option<&RaftLogId>) {
 }
 
 fn read_log_id(reader: &mut Reader) -> Result<Option<RaftLogId>, DecodeError> {
-    match reader.u8()? {
-        0 => Ok(None),
-        1 => {
-            let (term, index) = (reader.u64()?, reader.u64()?);
-            Ok(Some(from_storage(&keystead_storage::LogId { term, node: 0, index })))
-        }
-        _ => Err(DecodeError::Invalid("log id")),
+    if !reader.flag()? {
+        return Ok(None);
     }
+    let (term, index) = (reader.count()?, reader.count()?);
+    Ok(Some(from_storage(&keystead_storage::LogId { term, node: 0, index })))
 }
 
 /// AppendEntries. Entry payloads are copied in once; on the other side they are slices of the frame.
@@ -79,12 +72,11 @@ pub fn decode_append(bytes: Bytes) -> Result<AppendEntriesRequest<TypeConfig>, D
     let vote = read_vote(&mut reader)?;
     let prev_log_id = read_log_id(&mut reader)?;
     let leader_commit = read_log_id(&mut reader)?;
-    let first = prev_log_id.map_or(Some(0), |id| id.index.checked_add(1));
-    let first = first.ok_or(DecodeError::Invalid("log id"))?;
+    let first = prev_log_id.map_or(0, |id| id.index + 1);
     let mut entries = Vec::new();
     for n in 0..reader.u32()? {
-        let (term, index) = (reader.u64()?, reader.u64()?);
-        if Some(index) != first.checked_add(u64::from(n)) {
+        let (term, index) = (reader.count()?, reader.count()?);
+        if index != first + u64::from(n) {
             return Err(DecodeError::Invalid("order of entries"));
         }
         let id = from_storage(&keystead_storage::LogId { term, node: 0, index });
@@ -142,7 +134,7 @@ pub fn encode_vote_request(request: &VoteRequest<TypeConfig>) -> Bytes {
 pub fn decode_vote_request(bytes: Bytes) -> Result<VoteRequest<TypeConfig>, DecodeError> {
     let mut reader = Reader::new(bytes);
     let mut request = VoteRequest::new(read_vote(&mut reader)?, read_log_id(&mut reader)?);
-    request.leadership_transfer = reader.u8()? != 0;
+    request.leadership_transfer = reader.flag()?;
     reader.finish()?;
     Ok(request)
 }
@@ -160,7 +152,7 @@ pub fn encode_vote_response(response: &VoteResponse<TypeConfig>) -> Bytes {
 pub fn decode_vote_response(bytes: Bytes) -> Result<VoteResponse<TypeConfig>, DecodeError> {
     let mut reader = Reader::new(bytes);
     let (vote, last) = (read_vote(&mut reader)?, read_log_id(&mut reader)?);
-    let granted = reader.u8()? != 0;
+    let granted = reader.flag()?;
     reader.finish()?;
     Ok(VoteResponse::new(vote, last, granted))
 }
@@ -257,6 +249,15 @@ mod tests {
         let bytes = encode_vote_request(&VoteRequest::new(RaftVote::new(1, 2), Some(id(1, 1))));
         for len in 0..bytes.len() {
             assert!(decode_vote_request(bytes.slice(..len)).is_err(), "{len} bytes were accepted");
+        }
+    }
+
+    #[test]
+    fn counts_that_leave_no_room_are_refused() {
+        for (term, index) in [(u64::MAX, 1), (1, u64::MAX), (crate::codec::COUNT_LIMIT, 1)] {
+            let request = VoteRequest::new(RaftVote::new(1, 2), Some(id(term, index)));
+            assert!(decode_vote_request(encode_vote_request(&request)).is_err(), "{term} {index}");
+            assert!(term == 1 || decode_vote(encode_vote(&RaftVote::new(term, 2))).is_err(), "{term}");
         }
     }
 
