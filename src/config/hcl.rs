@@ -114,12 +114,17 @@ impl<'t> Parser<'t> {
                 }
                 Some('{') => {
                     let mut value = self.object()?;
+                    self.depth -= u32::try_from(labels.len()).expect("as many as descended");
                     for (line, key) in labels.into_iter().rev() {
                         value = Value::Object(vec![Item { key, line, value }]);
                     }
                     return Ok(Some(Item { key, line, value }));
                 }
-                Some(c) if c == '"' || is_word_start(c) => labels.push((self.line, self.key()?)),
+                Some(c) if c == '"' || is_word_start(c) => {
+                    // A label becomes a level of the tree, like a brace.
+                    self.descend()?;
+                    labels.push((self.line, self.key()?));
+                }
                 Some(_) => return Err(self.error("expected \"=\" or \"{\" after a key")),
                 None => return Err(self.error("the file ends after a key; expected \"=\" or \"{\"")),
             }
@@ -514,6 +519,9 @@ mod tests {
         let deep = |n: usize| format!("a = {}{}", "[".repeat(n), "]".repeat(n));
         assert!(parse(&deep(MAX_DEPTH as usize)).is_ok());
         assert!(error(&deep(100_000)).1.contains("nested"));
+        let labels = |n: usize| format!("a {}{{}} b {{}}", "\"x\" ".repeat(n));
+        assert!(parse(&labels(MAX_DEPTH as usize - 1)).is_ok());
+        assert!(error(&labels(100_000)).1.contains("nested"));
         assert!(parse(&format!("{{\"a\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000))).is_err());
     }
 
