@@ -14,6 +14,8 @@ pub mod conn;
 pub mod directory;
 pub mod entry;
 pub mod frame;
+#[cfg(test)]
+mod fuzz_tests;
 pub mod hello;
 pub mod identity;
 pub mod leadership;

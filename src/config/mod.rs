@@ -10,6 +10,8 @@
 mod address;
 mod environment;
 mod error;
+#[cfg(test)]
+mod fuzz_tests;
 pub mod hcl;
 mod listener;
 mod section;

@@ -34,6 +34,8 @@ pub mod token;
 pub mod txn;
 
 #[cfg(test)]
+mod fuzz_tests;
+#[cfg(test)]
 mod kv_tests;
 #[cfg(test)]
 mod sys_tests;

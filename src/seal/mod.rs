@@ -11,6 +11,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))] // in a test, a panic is the report
 
 mod config;
+#[cfg(test)]
+mod fuzz_tests;
 mod gf256;
 mod init;
 mod shamir;

@@ -22,6 +22,8 @@ mod codec;
 mod database;
 mod digest;
 mod flusher;
+#[cfg(test)]
+mod fuzz_tests;
 mod log_disk;
 mod log_view;
 mod log_writer;
