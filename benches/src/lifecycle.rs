@@ -1,35 +1,60 @@
-//! What a node costs while it rests and when it is filled.
+//! What a node costs while it rests and when it is filled, and how long a cluster takes from one state to the
+//! next.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use keystead_chaos::{Builder, Cluster};
+use keystead_chaos::{Builder, Cluster, Load, Node, load::Ended, wait};
 use serde_json::json;
 
 use crate::{
     Result,
     args::Args,
-    rates::fill,
+    load::{self, Plan, Target, Until},
+    rates::{client_tls, fill},
     report::{Due, Report},
+    requests::{self, Kind},
     usage,
 };
 
 const MIB: f64 = 1_048_576.0;
 /// How many secrets a filled node holds.
 const SECRETS: usize = 100_000;
+/// How many secrets a cluster holds that is killed as a whole.
+const RESTART_SECRETS: usize = 80_000;
 /// How long nodes are left alone before they count as at rest.
 const REST: Duration = Duration::from_secs(5);
+/// How long a step may take before the run is given up.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Measures every such figure that is wanted.
 pub async fn all(args: &Args, report: &mut Report) -> Result<()> {
     if args.wants("rest") || args.wants_long("filled") {
-        let cluster = Box::pin(Builder::new(&args.binary, 3).ready()).await?;
-        at_rest(&cluster, "rest", 64.0, report).await?;
-        if args.wants_long("filled") {
-            let leader = cluster.leader().await?;
-            let seen = fill(&cluster, leader, 0..SECRETS).await?;
-            report.note(&format!("{SECRETS} secrets written, {:.0} per second", seen.per_second))?;
-            at_rest(&cluster, "filled", 128.0, report).await?;
-        }
+        Box::pin(memory(args, report)).await?;
+    }
+    if args.wants("start") {
+        Box::pin(start(args, report)).await?;
+    }
+    if args.wants("failover") {
+        Box::pin(failover(args, report)).await?;
+    }
+    if args.wants_long("restart") {
+        Box::pin(restart(args, report)).await?;
+    }
+    if args.wants_long("elections") {
+        Box::pin(elections(args, report)).await?;
+    }
+    Ok(())
+}
+
+/// Memory and disk, of new nodes and of filled ones.
+async fn memory(args: &Args, report: &mut Report) -> Result<()> {
+    let cluster = Box::pin(Builder::new(&args.binary, 3).ready()).await?;
+    at_rest(&cluster, "rest", 64.0, report).await?;
+    if args.wants_long("filled") {
+        let leader = cluster.leader().await?;
+        let seen = fill(&cluster, leader, 0..SECRETS).await?;
+        report.note(&format!("{SECRETS} secrets written, {:.0} per second", seen.per_second))?;
+        at_rest(&cluster, "filled", 128.0, report).await?;
     }
     Ok(())
 }
@@ -42,16 +67,163 @@ async fn at_rest(cluster: &Cluster, name: &str, bound: f64, report: &mut Report)
         let usage = usage::of(node.pid())?;
         resident.push(usage.resident_kib as f64 / 1024.0);
         peak.push(usage.peak_kib as f64 / 1024.0);
-        disk.push(usage::disk_bytes(&node.data())? as f64 / MIB);
+        let part = |part: &str| usage::disk_bytes(&node.data().join(part));
+        disk.push((part("")? as f64 / MIB, part("log")? as f64 / MIB, part("state")? as f64 / MIB));
     }
     let most = |of: &[f64]| of.iter().copied().fold(0.0, f64::max);
+    let taken: Vec<f64> = disk.iter().map(|disk| disk.0 * MIB / 1e6).collect();
     report.figure(
         name,
-        &format!("each node: resident {resident:.0?} MiB, at most {peak:.0?}; disk {disk:.0?} MiB"),
+        &format!("each node: {resident:.0?} MiB resident, {peak:.0?} at most; disk (all, log, state) {disk:.0?} MiB"),
         &json!({ "resident_mib": resident, "peak_mib": peak, "disk_mib": disk }),
         &[
             Due::at_most("resident, MiB", bound, most(&resident)),
-            Due::at_most("disk, MB", 200.0, most(&disk) * MIB / 1e6),
+            Due::at_most("disk, MB", 200.0, most(&taken)),
         ],
+    )
+}
+
+/// Three configuration files to three voters that serve: processes, init, shares, kv, a write.
+async fn start(args: &Args, report: &mut Report) -> Result<()> {
+    let mut times = Vec::new();
+    for _ in 0..if args.quick { 2 } else { 5 } {
+        let mut cluster = Builder::new(&args.binary, 3).prepare().await?;
+        let begun = Instant::now();
+        for node in cluster.nodes() {
+            node.spawn()?;
+        }
+        answers(cluster.at(0)).await?;
+        cluster.init(0).await?;
+        let [one, two, three] = [0, 1, 2].map(|at| cluster.at(at));
+        tokio::try_join!(open(&cluster, one), open(&cluster, two), open(&cluster, three))?;
+        cluster.voters(3, PATIENCE).await?;
+        cluster.mount_kv().await?;
+        cluster.serves(0, PATIENCE).await?;
+        times.push(begun.elapsed());
+    }
+    spans("start", "three files to three voters that serve", times, 3.0, None, report)
+}
+
+/// Kills leaders under load; every acknowledged write must be found on every node.
+async fn failover(args: &Args, report: &mut Report) -> Result<()> {
+    let cluster = Box::pin(Builder::new(&args.binary, 3).ready()).await?;
+    let clients: Vec<_> = cluster.nodes().iter().map(|node| node.client()).collect();
+    let load = Load::start(&clients, 8, Duration::ZERO);
+    let mut times = Vec::new();
+    for kill in 0..if args.quick { 5 } else { 50 } {
+        let leader = cluster.leader().await?;
+        let survivor = cluster.others(leader)[kill % 2];
+        // Some load must meet this leader.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        cluster.at(leader).kill();
+        let begun = Instant::now();
+        cluster.at(survivor).put("drill/kill", &json!({ "number": kill })).await?;
+        times.push(begun.elapsed());
+        Box::pin(cluster.bring_back(leader)).await?;
+    }
+    let history = load.stop().await;
+    Box::pin(history.check(&cluster, &[0, 1, 2])).await?;
+    let kept = history.count(Ended::Acknowledged);
+    report.note(&format!("{kept} writes were acknowledged meanwhile, all found on every node"))?;
+    spans("failover", "kill -9 of the leader to the next write", times, 1.0, Some(2.0), report)
+}
+
+/// Kills all nodes at once, starts and unseals them, until a write succeeds.
+async fn restart(args: &Args, report: &mut Report) -> Result<()> {
+    let cluster = Box::pin(Builder::new(&args.binary, 3).ready()).await?;
+    fill(&cluster, cluster.leader().await?, 0..RESTART_SECRETS).await?;
+    let mut times = Vec::new();
+    for _ in 0..if args.quick { 1 } else { 5 } {
+        cluster.nodes().iter().for_each(Node::kill);
+        let begun = Instant::now();
+        for node in cluster.nodes() {
+            node.spawn()?;
+        }
+        let [one, two, three] = [0, 1, 2].map(|at| cluster.at(at));
+        tokio::try_join!(open(&cluster, one), open(&cluster, two), open(&cluster, three))?;
+        cluster.serves(0, PATIENCE).await?;
+        times.push(begun.elapsed());
+        for node in cluster.nodes() {
+            node.health(&[200, 429], PATIENCE).await?;
+        }
+    }
+    let what = format!("all killed with {RESTART_SECRETS} secrets, to the first write");
+    spans("restart", &what, times, 2.0, None, report)
+}
+
+/// Ten minutes of full load: nobody may stand for election.
+async fn elections(args: &Args, report: &mut Report) -> Result<()> {
+    let cluster = Box::pin(Builder::new(&args.binary, 3).ready()).await?;
+    let leader = cluster.leader().await?;
+    let length = Duration::from_secs(if args.quick { 30 } else { 600 });
+    let before = elections_won(&cluster).await?;
+    let target = Target {
+        address: cluster.at(leader).api(),
+        tls: client_tls(&cluster),
+        pids: cluster.nodes().iter().map(|node| node.pid()).collect(),
+    };
+    let requests = requests::of_keys(Kind::Put, 0..10_000, &cluster.keys().root_token);
+    let plan = Plan { requests, connections: 128, until: Until::Elapsed(length), settle: false };
+    let seen = load::run(target, plan).await?;
+    let won = elections_won(&cluster).await? - before;
+    report.figure(
+        "elections",
+        &format!(
+            "{won} elections in {length:?} of {:.0} writes per second over 128 connections",
+            seen.per_second
+        ),
+        &json!({ "elections": won, "seconds": length.as_secs(), "per_second": seen.per_second }),
+        &[Due::at_most("elections without cause", 0.0, won)],
+    )
+}
+
+/// How often any node has become the leader.
+async fn elections_won(cluster: &Cluster) -> Result<f64> {
+    let mut won = 0.0;
+    for node in cluster.nodes() {
+        let text = node.call("GET", "sys/metrics?format=prometheus", None).await?.ok()?.text();
+        let counts = text.lines().filter_map(|line| line.strip_prefix("keystead_raft_elections_won"));
+        won += counts.filter_map(|rest| rest.split_whitespace().last()?.parse::<f64>().ok()).sum::<f64>();
+    }
+    if won == 0.0 { Err("no node counts the elections that it won".into()) } else { Ok(won) }
+}
+
+/// Waits until a node's API answers.
+async fn answers(node: &Node) -> Result<()> {
+    wait::until("the API to answer", PATIENCE, || async {
+        node.alive()?;
+        node.client().with_timeout(Duration::from_secs(2)).call("GET", "sys/seal-status", None).await
+    })
+    .await?;
+    Ok(())
+}
+
+/// Waits for a node to answer, and unseals it.
+async fn open(cluster: &Cluster, node: &Node) -> Result<()> {
+    answers(node).await?;
+    Ok(cluster.unseal(node).await?)
+}
+
+/// Times with a bound for their median, or for the worst where both are given.
+fn spans(
+    name: &str,
+    what: &str,
+    mut times: Vec<Duration>,
+    median_s: f64,
+    worst_s: Option<f64>,
+    report: &mut Report,
+) -> Result<()> {
+    times.sort_unstable();
+    let seconds: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
+    let (Some(worst), Some(median)) = (seconds.last(), seconds.get(seconds.len() / 2)) else {
+        return Err(format!("{name} was not measured").into());
+    };
+    let mut due = vec![Due::at_most("median, s", median_s, *median)];
+    due.extend(worst_s.map(|bound| Due::at_most("worst, s", bound, *worst)));
+    report.figure(
+        name,
+        &format!("{what}: median {median:.2} s, worst {worst:.2} s of {}", seconds.len()),
+        &json!({ "seconds": seconds }),
+        &due,
     )
 }

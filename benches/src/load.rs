@@ -80,7 +80,7 @@ pub struct Seen {
     pub generator_cpu: Duration,
     /// Processor time per request, of each server process, warm-up and background work included.
     pub cpu: Vec<Duration>,
-    /// Bytes handed to the disk per request, of each server process.
+    /// Bytes written to files per request, of each server process.
     pub written: Vec<f64>,
     /// Resident memory of each server process at the end, in KiB.
     pub resident_kib: Vec<u64>,
