@@ -20,19 +20,17 @@ use serde_json::json;
 /// How long a fault that is there may go unseen.
 const A_MINUTE: Duration = Duration::from_secs(60);
 
+/// Answers in a history that is to prove something.
+const ENOUGH: usize = 500;
+
 /// A mount that keeps one version of each key, where a write takes away what the one before wrote.
 const ONE_VERSION: &str = "one";
 
 fn seed() -> u64 {
     match std::env::var("KEYSTEAD_TESTS_SEED") {
         Ok(seed) => seed.parse().expect("KEYSTEAD_TESTS_SEED is a number"),
-        Err(_) => getrandom() >> 32,
+        Err(_) => u64::from(getrandom::u32().unwrap()),
     }
-}
-
-fn getrandom() -> u64 {
-    use std::hash::{BuildHasher as _, RandomState};
-    RandomState::new().hash_one(0)
 }
 
 /// `short`, or five minutes where the full numbers are asked for.
@@ -41,7 +39,9 @@ fn length(short: u64) -> Duration {
 }
 
 async fn cluster(reads: &'static str) -> Cluster {
-    let builder = three().with_net().configure(move |_, config| {
+    let clocks = reads == "quorum";
+    let builder = if clocks { three().with_faults() } else { three() };
+    let builder = builder.with_net().configure(move |_, config| {
         config.lines.push(format!("linearizable_reads = \"{reads}\""));
     });
     let cluster = Box::pin(builder.ready()).await.unwrap();
@@ -58,11 +58,11 @@ fn habits() -> Habits {
 }
 
 /// Runs and judges a trial; a failure says how to run it again.
-async fn explained(trial: &Trial<'_>, test: &str) -> Checked {
+async fn explained(trial: Trial<'_>, test: &str) -> Checked {
     let again = format!("again: KEYSTEAD_TESTS_SEED={} cargo test --test linearizable {test}", trial.seed);
     let recording = Box::pin(trial.run()).await.unwrap_or_else(|error| panic!("{error}\n{again}"));
     let checked = trial.judge(&recording).unwrap_or_else(|error| panic!("{error}\n{again}"));
-    println!("seed {}: {checked}", trial.seed);
+    eprintln!("seed {}: {checked}", trial.seed);
     checked
 }
 
@@ -72,7 +72,7 @@ async fn aimed(switched_off: bool, test: &str, short: u64, habits: Habits, fault
     let cluster = cluster("lease").await;
     if !switched_off {
         let trial = Trial { habits, ..Trial::new(&cluster, seed(), length(short), faults) };
-        explained(&trial, test).await;
+        explained(trial, test).await;
         return;
     }
     let start = Instant::now();
@@ -81,7 +81,7 @@ async fn aimed(switched_off: bool, test: &str, short: u64, habits: Habits, fault
         let trial = Trial { habits: habits.clone(), ..Trial::new(&cluster, seed() + round, length, faults) };
         let recording = Box::pin(trial.run()).await.unwrap();
         if let Err(violation) = trial.judge(&recording) {
-            println!("seen after {:?}: {violation}", start.elapsed());
+            eprintln!("seen after {:?}: {violation}", start.elapsed());
             return;
         }
         assert!(start.elapsed() < A_MINUTE, "a safety is off, and nobody saw it in {:?}", start.elapsed());
@@ -92,8 +92,29 @@ async fn aimed(switched_off: bool, test: &str, short: u64, habits: Habits, fault
 async fn histories_through_kills_pauses_and_partitions_are_linearizable() {
     let cluster = cluster("lease").await;
     let trial = Trial { habits: habits(), ..Trial::new(&cluster, seed(), length(18), &Fault::ALL) };
-    let checked = explained(&trial, "histories_through_kills_pauses_and_partitions_are_linearizable").await;
-    assert!(checked.answered > 500, "{checked}: too few to prove anything");
+    let test = "histories_through_kills_pauses_and_partitions_are_linearizable";
+    let checked = explained(Trial { answers: ENOUGH, ..trial }, test).await;
+    assert!(checked.answered >= ENOUGH, "{checked}: too few to prove anything");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_quorum_reads_histories_through_stepped_clocks_and_pauses_are_linearizable() {
+    let cluster = cluster("quorum").await;
+    let faults = [
+        Fault::StepWall,
+        Fault::StepWall,
+        Fault::LeapAhead,
+        Fault::LeapAhead,
+        Fault::Pause,
+        Fault::Isolate,
+        Fault::OneWay,
+        Fault::Kill,
+        Fault::LoseReplies,
+    ];
+    let test = "with_quorum_reads_histories_through_stepped_clocks_and_pauses_are_linearizable";
+    let trial = Trial { habits: habits(), ..Trial::new(&cluster, seed(), length(18), &faults) };
+    let checked = explained(Trial { answers: ENOUGH, ..trial }, test).await;
+    assert!(checked.answered >= ENOUGH, "{checked}: too few to prove anything");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -58,6 +58,7 @@ impl fmt::Display for Violation {
         writeln!(f, "folder {folder:?} is not linearizable: no order explains its last answer")?;
         for operation in &self.operations {
             let Operation { client, node, begun_us, ended_us, op, outcome, .. } = operation;
+            let ended_us = if *ended_us == u64::MAX { "...".into() } else { ended_us.to_string() };
             writeln!(f, "{begun_us:>10} {ended_us:>10} us client {client} node {node} {op:?} {outcome:?}")?;
         }
         Ok(())

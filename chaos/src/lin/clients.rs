@@ -39,8 +39,6 @@ pub struct Habits {
     pub keys: u8,
     /// Operations after which a folder retires.
     pub operations: usize,
-    /// Names and removals of keys, lists of names: with them a folder is one object, without them a counter.
-    pub removes: bool,
 }
 
 impl Default for Habits {
@@ -52,7 +50,6 @@ impl Default for Habits {
             folders: 2,
             keys: 2,
             operations: 30,
-            removes: true,
         }
     }
 }
@@ -101,7 +98,7 @@ impl Ground {
         let home = number % self.nodes.len();
         while !self.stop.load(Ordering::Acquire) {
             let (folder, versions) = self.folder(&mut seed);
-            let op = self.op(&folder, &versions, &mut seed);
+            let op = self.op(versions.as_ref(), &mut seed);
             let mut node = if seed.once_in(4) { self.any(&mut seed) } else { home };
             let mut outcome = self.ask(number, node, &folder, op.clone(), &mut seed).await;
             // A client that was told nothing asks another node for the same thing, once or twice.
@@ -167,11 +164,10 @@ impl Ground {
         (open.name.clone(), Some(open.versions.clone()))
     }
 
-    fn op(&self, folder: &str, versions: &Option<BTreeMap<u8, u64>>, seed: &mut Seed) -> Op {
+    fn op(&self, versions: Option<&BTreeMap<u8, u64>>, seed: &mut Seed) -> Op {
         let key = seed.below(u64::from(self.habits.keys)) as u8;
         let value = self.values.fetch_add(1, Ordering::Relaxed);
         let Some(versions) = versions else {
-            debug_assert!(!folder.is_empty());
             return if seed.once_in(3) { Op::List } else { Op::Get { key } };
         };
         let seen = versions.get(&key).copied().unwrap_or(0);
@@ -180,10 +176,9 @@ impl Ground {
             8..12 => Op::Put { key, value },
             12..15 => Op::Cas { key, expected: seen, value },
             15 => Op::Cas { key, expected: seed.below(seen + 2), value },
-            16..18 if self.habits.removes => Op::List,
-            18 if self.habits.removes => Op::Remove { key },
-            19 => Op::Delete { key },
-            _ => Op::Put { key, value },
+            16..18 => Op::List,
+            18 => Op::Remove { key },
+            _ => Op::Delete { key },
         }
     }
 

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::{history::Recording, seed::Seed};
-use crate::{Cluster, Direction, Result};
+use crate::{Clock, Cluster, Direction, Result};
+
+const HOUR_MS: u64 = 3_600_000;
 
 /// One kind of fault. Each is over, and undone, when it has been carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,10 +24,17 @@ pub enum Fault {
     LoseReplies,
     /// The same, and the leader is killed before its replies are through.
     LoseRepliesAndKill,
+    /// The wall clock of a node is somewhere within an hour of the others'. It stays there until its next step.
+    /// The cluster is one [`with_faults`](crate::Builder::with_faults), for this and the next.
+    StepWall,
+    /// A node's clock of timers leaps ahead, and with it, or not, the one that counts suspends: since the trial began
+    /// the clocks have run at once or twice the others' rate more. Only where no clock is trusted, and only in one
+    /// trial of a cluster, for these clocks never go back.
+    LeapAhead,
 }
 
 impl Fault {
-    /// All of them.
+    /// All that is done to nodes and links, and to no clock.
     pub const ALL: [Self; 7] = [
         Self::Kill,
         Self::KillAll,
@@ -93,6 +102,21 @@ impl Fault {
             Self::LoseRepliesAndKill => {
                 lose_replies(cluster, leader, seed, recording, true).await;
                 Box::pin(cluster.bring_back(leader)).await?;
+            }
+            Self::StepWall => {
+                let ahead_ms = seed.between(0, 2 * HOUR_MS) as i64 - HOUR_MS as i64;
+                cluster.at(victim).faults()?.step(Clock::Realtime, ahead_ms)?;
+                say(&format!("{ahead_ms} ms ahead"));
+            }
+            Self::LeapAhead => {
+                let ahead_ms = (recording.now_us() / 1_000) as i64 * (1 + victim as i64 % 2);
+                let faults = cluster.at(victim).faults()?;
+                faults.step(Clock::Monotonic, ahead_ms)?;
+                let slept = seed.once_in(2);
+                if !slept {
+                    faults.step(Clock::Boottime, ahead_ms)?;
+                }
+                say(&format!("{ahead_ms} ms ahead, as after a suspend: {slept}"));
             }
         }
         recording.fault(format!("{self:?} is over"));

@@ -165,6 +165,15 @@ impl Recording {
         operations(&self.lines())
     }
 
+    /// How many operations were answered so far.
+    pub fn answers(&self) -> usize {
+        let answered = |line: &&Line| match line {
+            Line::Operation(operation) => matches!(operation.outcome, Outcome::Returned(_)),
+            Line::Fault { .. } => false,
+        };
+        self.lines().iter().filter(answered).count()
+    }
+
     /// Writes the history to a file, one line of JSON for each operation and fault.
     ///
     /// # Errors

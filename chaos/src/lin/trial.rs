@@ -24,6 +24,9 @@ pub struct Trial<'a> {
     pub seed: u64,
     /// For how long faults are made.
     pub length: Duration,
+    /// Answers without which a history proves little: where they take longer, as on a busy machine, faults are
+    /// made for up to four times the length.
+    pub answers: usize,
     /// What clients do.
     pub habits: Habits,
     /// What may be done to the nodes; with none, nothing is.
@@ -36,7 +39,7 @@ impl<'a> Trial<'a> {
     /// A trial with the usual habits and pauses.
     pub fn new(cluster: &'a Cluster, seed: u64, length: Duration, faults: &'a [Fault]) -> Self {
         let quiet_at_most = Duration::from_millis(900);
-        Self { cluster, seed, length, habits: Habits::default(), faults, quiet_at_most }
+        Self { cluster, seed, length, answers: 0, habits: Habits::default(), faults, quiet_at_most }
     }
 
     /// Carries it out.
@@ -98,11 +101,15 @@ impl<'a> Trial<'a> {
     }
 
     async fn strike(&self, mut seed: Seed, recording: &Recording) -> Result<()> {
-        let end = Instant::now() + self.length;
-        while Instant::now() < end {
+        let start = Instant::now();
+        let more = || {
+            start.elapsed() < self.length
+                || (recording.answers() < self.answers && start.elapsed() < self.length * 4)
+        };
+        while more() {
             let quiet_ms = u64::try_from(self.quiet_at_most.as_millis()).unwrap_or(u64::MAX).max(1);
             let quiet = Duration::from_millis(seed.below(quiet_ms));
-            tokio::time::sleep(quiet.min(end - Instant::now())).await;
+            tokio::time::sleep(quiet).await;
             if !self.faults.is_empty() {
                 let fault = *seed.pick(self.faults);
                 Box::pin(fault.strike(self.cluster, &mut seed, recording)).await?;
