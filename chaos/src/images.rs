@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Op, Result, random::Random};
+use crate::{Error, Op, Result, lin::Seed};
 
 /// What a disk writes whole or not at all, in bytes.
 pub const SECTOR: u64 = 512;
@@ -297,7 +297,7 @@ impl<'a> Disk<'a> {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn image(&self, root: &Path, to: &Path, unsynced: Unsynced, random: &mut Random) -> Result<()> {
+    pub fn image(&self, root: &Path, to: &Path, unsynced: Unsynced, random: &mut Seed) -> Result<()> {
         let io = || Error::io(format!("image {}", to.display()));
         let mut names = self.safe_names.clone();
         let pending = self.pending_names.len() as u64;
@@ -326,7 +326,7 @@ impl<'a> Disk<'a> {
         Ok(())
     }
 
-    fn content(&self, file: usize, unsynced: Unsynced, random: &mut Random) -> Vec<u8> {
+    fn content(&self, file: usize, unsynced: Unsynced, random: &mut Seed) -> Vec<u8> {
         let Content { safe, pending } = &self.contents[file];
         let mut bytes = safe.clone();
         let kept = match unsynced {
@@ -412,7 +412,7 @@ mod tests {
 
     fn image(disk: &Disk<'_>, unsynced: Unsynced) -> BTreeMap<String, Vec<u8>> {
         let directory = tempfile::tempdir().expect("tempdir");
-        disk.image(Path::new("/d"), directory.path(), unsynced, &mut Random::new(1)).expect("image");
+        disk.image(Path::new("/d"), directory.path(), unsynced, &mut Seed::new(1)).expect("image");
         let files = fs::read_dir(directory.path()).expect("made").flatten();
         let name = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
         files.map(|entry| (name(&entry), fs::read(entry.path()).expect("read"))).collect()
@@ -449,7 +449,7 @@ mod tests {
         disk.advance(2);
         let mut lengths = BTreeSet::new();
         for seed in 0..200 {
-            let bytes = disk.content(0, Unsynced::Prefix, &mut Random::new(seed));
+            let bytes = disk.content(0, Unsynced::Prefix, &mut Seed::new(seed));
             lengths.insert(bytes.len());
         }
         assert_eq!(lengths.into_iter().collect::<Vec<_>>(), [0, 512, 1024, 1536, 2048, 2100]);

@@ -15,6 +15,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::datadir;
+use crate::doubt;
 use crate::error::StorageError;
 use crate::log::SyncStats;
 
@@ -108,6 +109,7 @@ impl Database {
         self.meter.end(began);
         if let Err(error) = &result {
             let _ = self.failed.set(error.to_string());
+            doubt::raise(self.dir.parent().unwrap_or(&self.dir));
         }
         result
     }
@@ -360,8 +362,11 @@ mod tests {
 
     #[test]
     fn after_a_failed_sync_none_succeeds() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let mut database = Database::open(dir.path(), 1 << 20).expect("new");
+        let data = tempfile::tempdir().expect("tempdir");
+        let dir = data.path().join("log");
+        fs::create_dir(&dir).expect("make");
+        fs::write(data.path().join("LOCK"), "").expect("write");
+        let mut database = Database::open(&dir, 1 << 20).expect("new");
         // A pipe cannot be synced.
         let (reader, _writer) = std::io::pipe().expect("pipe");
         let file = std::mem::replace(&mut database.file, File::from(std::os::fd::OwnedFd::from(reader)));
@@ -369,6 +374,8 @@ mod tests {
         database.file = file;
         let error = database.sync().expect_err("the first failure stays");
         assert!(error.to_string().contains("stopped after an earlier failure: sync"), "{error}");
+        let mark = fs::read_to_string(data.path().join("LOCK")).expect("read");
+        assert_eq!(mark, "a sync failed\n", "the next start does not trust the kernel's memory");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::disk_watch::DiskWatch;
+use crate::doubt;
 use crate::error::StorageError;
 use crate::promise::Promise;
 use crate::space::{Watermarks, statvfs};
@@ -51,6 +52,7 @@ impl DataDir {
         let path = path.into();
         create_dir(&path)?;
         let lock = lock(&path)?;
+        doubt::settle(&path, &lock)?;
         check_format(&path)?;
         let disk = Arc::new(DiskWatch::new(&path)?);
         let dir = Self { path, disk, _lock: Arc::new(lock) };

@@ -21,6 +21,7 @@ mod apply;
 mod codec;
 mod database;
 mod digest;
+mod doubt;
 mod flusher;
 #[cfg(test)]
 mod fuzz_tests;

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use crate::codec;
 use crate::datadir;
+use crate::doubt;
 use crate::error::StorageError;
 use crate::ids::{LogId, Vote};
 
@@ -93,7 +94,10 @@ impl Promise {
         for _ in 0..SLOTS {
             self.write(Promised { last, ..self.promised })?;
         }
-        self.file.sync_data().map_err(|e| StorageError::io(format!("sync {}", self.path.display()), e))
+        self.file.sync_data().map_err(|e| {
+            doubt::raise(self.path.parent().unwrap_or(&self.path));
+            StorageError::io(format!("sync {}", self.path.display()), e)
+        })
     }
 
     fn write(&mut self, promised: Promised) -> Result<(), StorageError> {

@@ -6,8 +6,8 @@ use std::{
 };
 
 use keystead_chaos::{
-    Random,
     images::{Change, Disk, Trace, Unsynced},
+    lin::Seed,
 };
 
 use crate::{
@@ -115,14 +115,14 @@ impl Run {
     }
 
     fn write(&self, disk: &Disk<'_>, place: &Place, base: &Path) -> Result<(), String> {
-        let mut random = Random::new(self.seed << 32 | place.nth as u64);
+        let mut random = Seed::new(self.seed << 32 | place.nth as u64);
         disk.image(&writer::data(self.base.path()), &writer::data(base), place.unsynced, &mut random)
             .map_err(|e| e.to_string())
     }
 
     /// Points of the trace, in order, with what becomes there of what is not safe.
     fn places(&self, count: usize) -> Vec<Place> {
-        let mut random = Random::new(self.seed);
+        let mut random = Seed::new(self.seed);
         let of_notes = |at: usize| self.trace.events[at].path == writer::notes(self.base.path());
         // A crash before the database is made leaves nothing to look at.
         let begun = (0..self.trace.events.len()).find(|at| of_notes(*at) && self.is_write(*at)).unwrap_or(0);

@@ -1,7 +1,7 @@
 //! What the writer does, step by step: the same for the same seed, so that whoever looks afterwards knows it too.
 
 use bytes::Bytes;
-use keystead_chaos::Random;
+use keystead_chaos::lin::Seed;
 use keystead_storage::{
     ApplyEntry, ApplyOp, CheckpointMark, Command, FolderKey, LogId, LogRecord, RecordKey, RequestId, Txn,
     Vote, Write,
@@ -53,7 +53,7 @@ struct Position {
 impl Script {
     /// About `length` steps of every kind.
     pub fn random(seed: u64, length: usize) -> Self {
-        let mut random = Random::new(seed);
+        let mut random = Seed::new(seed);
         let mut script = Self { steps: Vec::new(), tiny: SEGMENT };
         let mut at = Position::default();
         script.append(&mut at, SEGMENT);
@@ -132,7 +132,7 @@ impl Script {
         }
     }
 
-    fn random_step(&mut self, random: &mut Random, at: &mut Position) {
+    fn random_step(&mut self, random: &mut Seed, at: &mut Position) {
         let number = self.steps.len() as u64;
         match random.below(100) {
             0..40 => self.append(at, 1 + random.below(8)),
@@ -167,14 +167,14 @@ impl Script {
 
     /// The log entry at an index.
     pub fn record(&self, index: u64, stray: bool) -> LogRecord {
-        let mut random = Random::new(index * 2 + u64::from(stray));
+        let mut random = Seed::new(index * 2 + u64::from(stray));
         let size = match random.below(40) {
             _ if index <= self.tiny => 2,
             0 => 300_000,
             1..4 => 100_000,
             _ => 20 + random.below(2_000) as usize,
         };
-        LogRecord { log_id: log_id(index), payload: vec![random.number() as u8; size].into() }
+        LogRecord { log_id: log_id(index), payload: vec![random.next() as u8; size].into() }
     }
 
     /// What the state makes of the entry at an index.
@@ -202,7 +202,7 @@ impl Script {
         if index <= self.tiny {
             return Content::Blank;
         }
-        let n = Random::new(index).below(1 << 20);
+        let n = Seed::new(index).below(1 << 20);
         let path = format!("f{}/g{}/{}", n % 5, n % 3, n % 17);
         let value = |size: usize| Some(Bytes::from(vec![index as u8; size]));
         Content::Writes(match n % 11 {
