@@ -1,13 +1,14 @@
 //! What KV v2 stores: the metadata of a key, the configuration of a mount, and how both are shown.
 //!
 //! Records below the mount: `c` is the configuration; `m/<path>` the metadata of a key, so that the folders of
-//! names are the folders of records; `v/<id>/<n>` the n-th version of the key whose metadata names `id`;
+//! names are the folders of records; `v/<id>.<n>` the n-th version of the key whose metadata names `id`;
 //! `t/<id>.<from>` versions that are unlinked and wait for the sweep. The id is drawn when the key is created:
 //! a key that is deleted and made again never meets versions of its former life, and a put touches two records
 //! however long the history is.
 
 use std::collections::BTreeMap;
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bincode::{Decode, Encode};
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
@@ -167,9 +168,7 @@ impl Meta {
         number: u64,
         txn: &mut Transaction,
     ) -> Result<Option<Zeroizing<Vec<u8>>>, ApiError> {
-        let path = ["v".to_owned(), hex::encode(self.id), number.to_string()];
-        let path: Vec<&str> = path.iter().map(String::as_str).collect();
-        let bytes = txn.get(place.records, &path, kind::KV2_VERSION)?;
+        let bytes = txn.get(place.records, &["v", &version_name(self.id, number)], kind::KV2_VERSION)?;
         match (bytes, place.before) {
             (None, Some(before)) if number == 1 => txn.get(before.mount, key, kind::KV1),
             (bytes, _) => Ok(bytes),
@@ -184,8 +183,7 @@ impl Meta {
         text: Vec<u8>,
         txn: &mut Transaction,
     ) -> Result<(), ApiError> {
-        let path = ["v", &hex::encode(self.id), &number.to_string()];
-        txn.put(place.records, &path, kind::KV2_VERSION, text)
+        txn.put(place.records, &["v", &version_name(self.id, number)], kind::KV2_VERSION, text)
     }
 
     /// Deletes the text of a version.
@@ -363,7 +361,13 @@ pub(super) fn sweep(mount: MountId, txn: &mut Transaction) -> Result<bool, ApiEr
 }
 
 fn delete_version(mount: MountId, id: [u8; 16], number: u64, txn: &mut Transaction) -> Result<(), ApiError> {
-    txn.delete(mount, &["v", &hex::encode(id), &number.to_string()])
+    txn.delete(mount, &["v", &version_name(id, number)])
+}
+
+/// The name of a version's record. All versions of all keys lie in one folder, so that a put changes that
+/// folder's row, which it shares with all other puts, and not one of its own.
+fn version_name(id: [u8; 16], number: u64) -> String {
+    format!("{}.{number}", URL_SAFE_NO_PAD.encode(id))
 }
 
 fn meta_path<'a>(key: &[&'a str]) -> Vec<&'a str> {
