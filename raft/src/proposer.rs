@@ -8,7 +8,10 @@
 use std::{sync::Arc, time::Duration};
 
 use keystead_storage::{MAX_OPERATIONS, Outcome, Txn, operation_count};
-use openraft::{errors::ClientWriteError, impls::ProgressResponder, raft::ClientWriteResult};
+use openraft::{
+    errors::ClientWriteError, impls::ProgressResponder, raft::ClientWriteResult,
+    type_config::alias::CommittedLeaderIdOf,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
@@ -16,7 +19,7 @@ use crate::{
     entry::{self, Body, EncodedBody, Header},
     machine::Place,
     replicated::{ProposeError, ProposeOutcome},
-    types::{Raft, TypeConfig},
+    types::{Proposal, Raft, TypeConfig},
     vault_side::VaultSide,
 };
 
@@ -34,11 +37,26 @@ const RETRY: Duration = Duration::from_millis(5);
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 type WriteResult = ClientWriteResult<TypeConfig>;
+type Signed = (Proposal, CommittedLeaderIdOf<TypeConfig>);
 type Receiver = openraft::type_config::alias::OneshotReceiverOf<TypeConfig, WriteResult>;
+
+/// Bursts that may be on their way before the next one waits; see [`run`].
+const BURSTS: usize = 2;
+/// A burst of so many proposals waits for no other.
+const FULL_BURST: usize = 128;
+/// How long a burst waits for those before it. The disk or a peer is slow then, and what is on its way fills the
+/// pipeline.
+const BURST_WAIT: Duration = Duration::from_millis(20);
 
 struct Job {
     body: EncodedBody,
-    queued: oneshot::Sender<Result<Receiver, ProposeError>>,
+    queued: oneshot::Sender<Result<Queued, ProposeError>>,
+}
+
+/// A proposal on its way. The burst is over when all of its proposals are.
+struct Queued {
+    outcome: Receiver,
+    burst: Arc<Option<OwnedSemaphorePermit>>,
 }
 
 /// The entrance to the log.
@@ -123,10 +141,12 @@ impl Proposer {
         let (queued, receiver) = oneshot::channel();
         let stopped = || ProposeError::Stopped("replication is shutting down".into());
         self.queue.send(Job { body, queued }).await.map_err(|_| stopped())?;
-        let receiver = receiver.await.map_err(|_| stopped())??;
+        let Queued { outcome, burst } = receiver.await.map_err(|_| stopped())??;
         // A leader that is cut off keeps the entry for as long as it is. The library drops the responder when it
         // shuts down with the entry in flight.
-        match tokio::time::timeout(COMMIT_TIMEOUT, receiver).await {
+        let outcome = tokio::time::timeout(COMMIT_TIMEOUT, outcome).await;
+        drop(burst);
+        match outcome {
             Ok(Ok(result)) => Ok(result),
             Ok(Err(_)) | Err(_) => Err(ProposeError::Unknown),
         }
@@ -144,12 +164,34 @@ impl Proposer {
     }
 }
 
+/// Takes proposals in bursts. What comes while two bursts are on their way waits for one of them to end: it
+/// becomes one group in the log of every node, one sync and one message, where it would have become many
+/// (Nagle's rule, RFC 896). A lone proposal never waits.
 async fn run(stamp: Stamp, mut jobs: mpsc::Receiver<Job>) {
     let mut sequence = Sequence::default();
-    while let Some(job) = jobs.recv().await {
-        let queued = stamp.queue(&mut sequence, &job.body).await;
-        // Whoever asked may have gone; the entry goes its way all the same.
-        drop(job.queued.send(queued));
+    let bursts = Arc::new(Semaphore::new(BURSTS));
+    let mut burst = Vec::new();
+    while jobs.recv_many(&mut burst, FULL_BURST).await > 0 {
+        let permit = match burst.len() {
+            FULL_BURST.. => None,
+            _ => tokio::time::timeout(BURST_WAIT, Arc::clone(&bursts).acquire_owned()).await.ok(),
+        };
+        while burst.len() < FULL_BURST
+            && let Ok(job) = jobs.try_recv()
+        {
+            burst.push(job);
+        }
+        let permit = Arc::new(permit.and_then(Result::ok));
+        // Signed first and handed over at once, so that the library finds them together.
+        let signed: Vec<_> = burst.drain(..).map(|job| (stamp.sign(&mut sequence, &job.body), job)).collect();
+        for (signed, job) in signed {
+            let queued = match signed {
+                Ok(signed) => stamp.hand_over(signed).await,
+                Err(error) => Err(error),
+            };
+            // Whoever asked may have gone; the entry goes its way all the same.
+            drop(job.queued.send(queued.map(|outcome| Queued { outcome, burst: Arc::clone(&permit) })));
+        }
     }
 }
 
@@ -171,7 +213,7 @@ impl Sequence {
 }
 
 impl Stamp {
-    async fn queue(&self, sequence: &mut Sequence, body: &EncodedBody) -> Result<Receiver, ProposeError> {
+    fn sign(&self, sequence: &mut Sequence, body: &EncodedBody) -> Result<Signed, ProposeError> {
         let leader = self.raft.as_leader().map_err(|_| ProposeError::NotLeader)?;
         let term = leader.term();
         let key_term = self.vault.log_key_term().ok_or(ProposeError::Sealed)?;
@@ -186,10 +228,14 @@ impl Stamp {
         let proposal = entry::encode_command(&header, body, |signed| {
             self.vault.sign_entry(key_term, signed).ok_or(ProposeError::Sealed)
         })?;
+        Ok((proposal, leader.to_committed_leader_id()))
+    }
+
+    async fn hand_over(&self, (proposal, leader): Signed) -> Result<Receiver, ProposeError> {
         let (responder, receiver) = ProgressResponder::complete_only();
         self.raft
             .write(proposal)
-            .with_leader(leader.to_committed_leader_id())
+            .with_leader(leader)
             .responder(responder)
             .await
             .map_err(|fatal| ProposeError::Stopped(fatal.to_string()))?;
