@@ -311,7 +311,11 @@ fn write_group(shared: &Shared) -> Result<(), StorageError> {
         *shared.digest.write() = writer.meta.ring.back().copied();
         let (bytes, entries) = {
             let mut view = shared.view.write();
-            shared.cache.written(group.iter().flat_map(|batch| batch.rows.keys()));
+            let rows = group.iter().flat_map(|batch| &batch.rows);
+            // What was changed before is changed again, more often than what is new.
+            shared.cache.written(rows.map(|(key, Changed { row, before })| {
+                (key, row.as_ref().filter(|_| !matches!(before, Before::Absent)))
+            }));
             view.overlay.retire(&group)
         };
         shared.signals.retired(last.end.applied.log_id, bytes, entries);

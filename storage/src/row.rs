@@ -64,6 +64,17 @@ impl Row {
         }
     }
 
+    /// The same row in memory of its own: a value that was replicated is a piece of a whole log entry.
+    pub fn detached(&self) -> Self {
+        match self {
+            Row::Record(record) => {
+                let value = Bytes::copy_from_slice(&record.value);
+                Row::Record(Record { version: record.version, value })
+            }
+            Row::Folder(folder) => Row::Folder(*folder),
+        }
+    }
+
     /// Bytes of memory that the row and its key take, roughly.
     pub fn weight(key: &[u8], row: Option<&Row>) -> usize {
         let value = match row {

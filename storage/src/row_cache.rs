@@ -64,18 +64,21 @@ impl RowCache {
         }
     }
 
-    /// Forgets rows that were written. To be called under the view's lock, together with their leaving the
-    /// overlay.
-    pub fn written<'a>(&self, keys: impl Iterator<Item = &'a Bytes>) {
+    /// Takes note of rows that were written: what they are now, where they are likely to be asked for again.
+    /// To be called under the view's lock, together with their leaving the overlay.
+    pub fn written<'a>(&self, rows: impl Iterator<Item = (&'a Bytes, Option<&'a Row>)>) {
         for shard in &self.0 {
             shard.lock().epoch += 1;
         }
-        for key in keys {
+        for (key, row) in rows {
             let mut shard = self.shard(key).lock();
             if let Some(row) = shard.young.remove(key) {
                 shard.bytes = shard.bytes.saturating_sub(Row::weight(key, row.as_ref()));
             }
             shard.old.remove(key);
+            if let Some(row) = row.filter(|row| Row::weight(key, Some(row)) <= MAX_ROW_BYTES) {
+                shard.add(key.clone(), Some(row.detached()));
+            }
         }
     }
 
@@ -124,9 +127,11 @@ mod tests {
         cache.put(b"b", miss(&cache, b"b"), None);
         assert!(cache.get(b"a").is_ok_and(|found| found == Some(row(1))));
         assert!(cache.get(b"b").is_ok_and(|found| found.is_none()));
-        cache.written([Bytes::from_static(b"a")].iter());
+        cache.written([(&Bytes::from_static(b"a"), None)].into_iter());
         assert!(cache.get(b"a").is_err());
         assert!(cache.get(b"b").is_ok());
+        cache.written([(&Bytes::from_static(b"b"), Some(&row(3)))].into_iter());
+        assert!(cache.get(b"b").is_ok_and(|found| found == Some(row(3))));
         cache.clear();
         assert!(cache.get(b"b").is_err());
     }
@@ -135,7 +140,7 @@ mod tests {
     fn a_row_that_was_read_before_a_write_does_not_come_in_after_it() {
         let cache = RowCache::default();
         let ticket = miss(&cache, b"a");
-        cache.written([Bytes::from_static(b"a")].iter());
+        cache.written([(&Bytes::from_static(b"a"), None)].into_iter());
         cache.put(b"a", ticket, Some(&row(1)));
         assert!(cache.get(b"a").is_err());
         let ticket = miss(&cache, b"a");
