@@ -16,9 +16,11 @@ mod derive;
 mod keyring;
 mod logmac;
 mod path;
+mod path_cache;
 mod value;
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use aad::{Aad, Mac};
@@ -30,10 +32,9 @@ pub use value::{OpenValueError, VALUE_OVERHEAD, value_term};
 
 use logmac::LogMac;
 use path::PathSealer;
+use path_cache::{PathCache, PathName};
 use value::ValueCipher;
 use zeroize::Zeroizing;
-
-use crate::secret::on_wiped_stack;
 
 /// Encryptions under one barrier key after which it should be rotated.
 ///
@@ -73,6 +74,7 @@ pub struct Barrier {
     /// In the order of `keyring.barrier_terms()`: rising terms, so that the last one is the newest.
     values: Vec<ValueKey>,
     logs: Vec<LogMac>,
+    sealed_paths: PathCache,
 }
 
 struct ValueKey {
@@ -93,7 +95,7 @@ impl Barrier {
             })
             .collect();
         let logs = keyring.log_terms().iter().map(|term| LogMac::new(term.term, &term.key)).collect();
-        Self { vault_id, keyring, values, logs }
+        Self { vault_id, keyring, values, logs, sealed_paths: PathCache::default() }
     }
 
     /// The vault this barrier belongs to.
@@ -156,7 +158,22 @@ impl Barrier {
     /// # Errors
     /// [`PathError`] when a segment is empty or exceeds a bound.
     pub fn seal_folder(&self, mount: MountId, segments: &[&str]) -> Result<Vec<u8>, PathError> {
-        self.with_paths(|paths| paths.seal(mount, segments))
+        if segments.len() > MAX_SEGMENTS {
+            return Err(PathError::TooDeep { count: segments.len() });
+        }
+        let Some(name) = PathName::new(mount, segments) else {
+            return self.paths().seal(mount, segments);
+        };
+        if let Some(sealed) = self.sealed_paths.get(&name) {
+            return Ok(sealed.to_vec());
+        }
+        let sealed = match segments.split_last() {
+            // The folder is sealed already, more often than not.
+            Some((last, folder)) => self.paths().seal_below(self.seal_folder(mount, folder)?, last)?,
+            None => self.paths().seal(mount, segments)?,
+        };
+        self.sealed_paths.put(name, Arc::from(sealed.as_slice()));
+        Ok(sealed)
     }
 
     /// Opens one sealed segment (without its length) that lies directly in `folder`.
@@ -164,7 +181,7 @@ impl Barrier {
     /// # Errors
     /// [`PathError::NotAuthentic`] when it was sealed for another folder or under another key, or was changed.
     pub fn open_segment(&self, folder: &[u8], sealed_segment: &[u8]) -> Result<String, PathError> {
-        self.with_paths(|paths| paths.open_segment(folder, sealed_segment))
+        self.paths().open_segment(folder, sealed_segment)
     }
 
     /// Opens a whole record or folder key.
@@ -172,7 +189,7 @@ impl Barrier {
     /// # Errors
     /// [`PathError`] when the bytes are no such key, or a segment is not authentic where it stands.
     pub fn open_path(&self, key: &[u8]) -> Result<(MountId, Vec<String>), PathError> {
-        self.with_paths(|paths| paths.open(key))
+        self.paths().open(key)
     }
 
     /// The tag of a log entry made of `parts`, under the newest log key.
@@ -225,8 +242,8 @@ impl Barrier {
         self.values.last().expect("a keyring has at least one barrier key")
     }
 
-    fn with_paths<R>(&self, work: impl FnOnce(PathSealer) -> R) -> R {
-        on_wiped_stack(|| work(PathSealer::new(self.keyring.path_key())))
+    fn paths(&self) -> PathSealer {
+        PathSealer::new(self.keyring.path_key())
     }
 }
 

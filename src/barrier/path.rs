@@ -96,12 +96,23 @@ impl PathSealer {
         key.push(AREA);
         key.extend_from_slice(&mount.0);
         for segment in segments {
-            let sealed = self.seal_segment(&key, segment)?;
-            let len = u16::try_from(sealed.len()).expect("a segment within its bound fits");
-            key.extend_from_slice(&len.to_be_bytes());
-            key.extend_from_slice(&sealed);
+            self.append(&mut key, segment)?;
         }
         Ok(key)
+    }
+
+    /// The key of a record or folder in a folder whose key is known.
+    pub(super) fn seal_below(mut self, mut folder: Vec<u8>, segment: &str) -> Result<Vec<u8>, PathError> {
+        self.append(&mut folder, segment)?;
+        Ok(folder)
+    }
+
+    fn append(&mut self, key: &mut Vec<u8>, segment: &str) -> Result<(), PathError> {
+        let sealed = self.seal_segment(key, segment)?;
+        let len = u16::try_from(sealed.len()).expect("a segment within its bound fits");
+        key.extend_from_slice(&len.to_be_bytes());
+        key.extend_from_slice(&sealed);
+        Ok(())
     }
 
     fn seal_segment(&mut self, folder: &[u8], segment: &str) -> Result<Vec<u8>, PathError> {
