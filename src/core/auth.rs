@@ -2,13 +2,15 @@
 //!
 //! A function that takes [`Audited`] cannot be reached by a request that skipped one of them.
 
+use std::sync::Arc;
+
 use super::{
     error::ApiError,
     node_ops::Unsealed,
     request::Request,
     router::{Access, Route},
-    token::{self, TokenRecord},
-    txn::{Transaction, kind},
+    token::{self, CachedToken, TokenRecord},
+    txn::{Transaction, kind, record_key},
 };
 use crate::{barrier::MountId, secret::SecretString};
 
@@ -18,7 +20,7 @@ pub enum Caller {
     /// No token was looked at.
     Anonymous,
     /// The holder of a token.
-    Holder(TokenRecord),
+    Holder(Arc<TokenRecord>),
 }
 
 /// The token is known, or the route needs none.
@@ -72,13 +74,26 @@ pub fn lookup(
     token: &SecretString,
     unsealed: &Unsealed,
     txn: &mut Transaction,
-) -> Result<Option<TokenRecord>, ApiError> {
-    let Some(path) = token::record_path(&unsealed.token_key, token) else {
+) -> Result<Option<Arc<TokenRecord>>, ApiError> {
+    let Some(hash) = token::token_hash(&unsealed.token_key, token) else {
         return Ok(None);
     };
+    if let Some(known) = unsealed.tokens.get(&hash)
+        && txn.version(&known.key)? == Some(known.version)
+    {
+        return Ok(Some(known.record));
+    }
+    let path = token::path_of(hash);
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
-    let bytes = txn.get(MountId::VAULT, &path, kind::TOKEN)?;
-    bytes.map(|bytes| TokenRecord::decode(&bytes)).transpose()
+    let Some((bytes, version)) = txn.get_versioned(MountId::VAULT, &path, kind::TOKEN)? else {
+        return Ok(None);
+    };
+    let record = Arc::new(TokenRecord::decode(&bytes)?);
+    if let Some(version) = version {
+        let key = record_key(&unsealed.barrier, MountId::VAULT, &path)?;
+        unsealed.tokens.put(hash, CachedToken { key, version, record: Arc::clone(&record) });
+    }
+    Ok(Some(record))
 }
 
 impl Authenticated {

@@ -6,6 +6,7 @@
 
 pub mod auth;
 pub(crate) mod codec;
+mod counts;
 pub mod error;
 pub mod fields;
 mod forward;
@@ -58,6 +59,7 @@ pub use sys_raw::{BUILD_DATE, VERSION};
 
 use self::{
     auth::{AuditBroker, NoDevices},
+    counts::Counts,
     error::ApiError,
     inflight::InFlight,
     latches::Latches,
@@ -126,6 +128,7 @@ pub struct Core {
     inflight: InFlight<Led>,
     audit: Box<dyn AuditBroker>,
     running: RunningRequests,
+    counts: Counts,
     /// What the operator should see in `status`.
     warnings: Mutex<Vec<String>>,
     /// Where requests run, whichever runtime hands them over: those of the cluster port belong to consensus.
@@ -146,6 +149,7 @@ impl Core {
             inflight: InFlight::new(),
             audit: Box::new(NoDevices),
             running: RunningRequests::default(),
+            counts: Counts::new(),
             warnings: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
         })
@@ -162,10 +166,7 @@ impl Core {
         let _running = self.running.enter(&request);
         let result = self.dispatch(request, &route).await;
         let elapsed = started.elapsed();
-        metrics::histogram!("vault_core_handle_request").record(elapsed.as_secs_f64() * 1_000.0);
-        metrics::counter!("keystead_core_requests_total", "operation" => operation.name(),
-            "outcome" => if result.is_ok() { "ok" } else { "error" })
-        .increment(1);
+        self.counts.request(operation, result.is_ok(), elapsed);
         // The path is a name, so the event carries the route's pattern instead.
         tracing::debug!(
             operation = operation.name(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use keystead_raft::{BoxFuture, Replicated};
 use serde_json::{Map, Value};
 
-use super::error::ApiError;
+use super::{error::ApiError, token::TokenCache};
 use crate::{
     barrier::{Barrier, Token, VaultId},
     secret::{DerivedKey, SecretString},
@@ -29,6 +29,8 @@ pub struct Unsealed {
     pub cluster_name: String,
     /// The key under which tokens are hashed before they become a path.
     pub token_key: DerivedKey<Token>,
+    /// Tokens that were looked up lately; gone with the keys.
+    pub tokens: TokenCache,
 }
 
 /// The answer of `sys/seal-status` and `sys/unseal`.

@@ -400,6 +400,7 @@ pub fn cluster() -> (TestNode, TestNode) {
         cluster_id: "id".to_owned(),
         cluster_name: "test".to_owned(),
         token_key: DerivedKey::filled(|key| key.fill(9)),
+        tokens: super::token::TokenCache::default(),
     });
     shared.apply_writes(initial_writes(&unsealed, &SecretString::new(ROOT.to_owned()), 1_000, true).unwrap());
     let caches = Arc::new(Caches::default());

@@ -1,7 +1,11 @@
 //! Tokens: the secret a client shows, and the record that says what it is worth.
 
+use std::{collections::HashMap, sync::Arc};
+
 use bincode::{Decode, Encode};
 use hmac::{Hmac, KeyInit, Mac};
+use keystead_storage::{RecordKey, Version};
+use parking_lot::Mutex;
 use sha2::Sha256;
 
 use super::{codec, error::ApiError};
@@ -12,6 +16,8 @@ use crate::{
 
 /// Longest token that is looked up at all.
 const MAX_TOKEN_BYTES: usize = 8_192;
+/// Tokens that are cached at most.
+const MAX_CACHED: usize = 4_096;
 /// The alphabet of tokens and accessors.
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
@@ -64,6 +70,11 @@ impl TokenRecord {
 ///
 /// `None` for what cannot be a token at all.
 pub fn record_path(key: &DerivedKey<Token>, token: &SecretString) -> Option<[String; 2]> {
+    token_hash(key, token).map(path_of)
+}
+
+/// The keyed hash of a token; `None` for what cannot be a token at all.
+pub(super) fn token_hash(key: &DerivedKey<Token>, token: &SecretString) -> Option<[u8; 32]> {
     let text = token.expose();
     if text.is_empty() || text.len() > MAX_TOKEN_BYTES || text.chars().any(char::is_control) {
         return None;
@@ -72,7 +83,42 @@ pub fn record_path(key: &DerivedKey<Token>, token: &SecretString) -> Option<[Str
     let mut mac = mac.expect("HMAC takes keys of every length");
     mac.update(b"keystead/v1/token-path");
     mac.update(text.as_bytes());
-    Some(["token".to_owned(), hex::encode(mac.finalize().into_bytes())])
+    Some(mac.finalize().into_bytes().into())
+}
+
+/// The path of the record of a token with this hash.
+pub(super) fn path_of(hash: [u8; 32]) -> [String; 2] {
+    ["token".to_owned(), hex::encode(hash)]
+}
+
+/// Tokens whose records were opened lately, by their keyed hash. It saves sealing the record's path and opening
+/// its value; whether the record is still that one is asked of the state every time.
+#[derive(Default)]
+pub struct TokenCache(Mutex<HashMap<[u8; 32], CachedToken>>);
+
+/// A record that was opened, and where and at which version it was.
+#[derive(Clone)]
+pub(super) struct CachedToken {
+    pub key: RecordKey,
+    pub version: Version,
+    pub record: Arc<TokenRecord>,
+}
+
+impl TokenCache {
+    /// What is known of a token.
+    pub(super) fn get(&self, hash: &[u8; 32]) -> Option<CachedToken> {
+        self.0.lock().get(hash).cloned()
+    }
+
+    /// Keeps what was opened.
+    pub(super) fn put(&self, hash: [u8; 32], token: CachedToken) {
+        let mut tokens = self.0.lock();
+        if tokens.len() >= MAX_CACHED {
+            // Starting over costs less than knowing which are used.
+            tokens.clear();
+        }
+        tokens.insert(hash, token);
+    }
 }
 
 /// A new service token: `hvs.` and 24 characters, as long as Vault's root token.

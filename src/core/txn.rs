@@ -134,6 +134,14 @@ impl Transaction {
         Ok(Some((value, version)))
     }
 
+    /// The version of a record, without opening it. The answer depends on it from now on.
+    pub fn version(&mut self, key: &RecordKey) -> Result<Option<Version>, ApiError> {
+        let version =
+            self.state.get(key).map_err(|error| storage_error(&error))?.map(|record| record.version);
+        self.records.entry(key.clone()).or_insert(version);
+        Ok(version)
+    }
+
     /// Records that the answer depends on a record that a cache has read, at the version the cache saw.
     pub fn depend_on(&mut self, key: RecordKey, version: Option<Version>) {
         self.records.entry(key).or_insert(version);

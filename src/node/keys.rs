@@ -6,7 +6,7 @@ use crate::{
     barrier::{
         Barrier, Directory, Join, Keyring, KeyringError, LogTag, LogTagError, Mac, Peer, VaultId, derive,
     },
-    core::node_ops::Unsealed,
+    core::{node_ops::Unsealed, token::TokenCache},
     seal::SealConfig,
     secret::{DerivedKey, RootKey},
 };
@@ -32,6 +32,7 @@ impl OpenKeys {
             cluster_id: cluster.id.clone(),
             cluster_name: cluster.name.clone(),
             token_key: derive(&root, vault_id, generation),
+            tokens: TokenCache::default(),
         };
         Self {
             vault_id,
@@ -72,6 +73,7 @@ impl OpenKeys {
             cluster_id: old.cluster_id.clone(),
             cluster_name: old.cluster_name.clone(),
             token_key: derive(&self.root, self.vault_id, self.root_generation),
+            tokens: TokenCache::default(),
         };
         Ok(Self {
             vault_id: self.vault_id,

@@ -16,6 +16,7 @@ mod stop;
 use std::{
     io::Write as _,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -137,33 +138,28 @@ fn prepare_process(args: &ServerArgs, config: &ServerConfig) -> Result<(), Failu
         tracing::error!(place, "a task panicked");
         metrics::counter!("keystead_panics").increment(1);
     }));
-    if let Err(error) = raise_open_files() {
-        tracing::warn!(%error, "the limit on open files stays as it is");
-    }
     secret::set_mlock(!config.disable_mlock);
-    if !config.disable_mlock && !secret::can_lock() {
-        tracing::warn!(
-            "memory cannot be locked: keys may reach swap; allow it (LimitMEMLOCK=infinity in the systemd unit, or CAP_IPC_LOCK), or set disable_mlock where swap is off"
-        );
-    }
     if let Err(error) = secret::disable_core_dumps() {
         tracing::warn!(%error, "core dumps cannot be switched off: a crash may write keys to the disk");
     }
     let handle = PrometheusBuilder::new().install_recorder()?;
+    keep_histograms_small(handle.clone())?;
     // A second server in one process would be a test's, and shares the first one's metrics.
     drop(METRICS.set(handle));
     Ok(())
 }
 
-/// Raises the limit on open files as far as this process may: the soft limit is low for the sake of programs that
-/// use `select`, and each client's connection is a file.
-fn raise_open_files() -> std::io::Result<()> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum {
-        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?;
-    }
-    Ok(())
+/// A histogram keeps every sample until somebody asks for the metrics; where nobody does, this drains them.
+fn keep_histograms_small(handle: PrometheusHandle) -> Result<(), Failure> {
+    const EVERY: Duration = Duration::from_secs(5);
+    let drain = move || {
+        loop {
+            std::thread::sleep(EVERY);
+            handle.run_upkeep();
+        }
+    };
+    let thread = std::thread::Builder::new().name("metrics".to_owned()).spawn(drain);
+    thread.map(drop).map_err(|error| Failure(format!("the metrics' thread does not start: {error}")))
 }
 
 fn install_log(level: LogLevel, format: LogFormat, config: &ServerConfig) -> Result<(), Failure> {
