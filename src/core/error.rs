@@ -93,6 +93,11 @@ impl ApiError {
         Self::Invalid(text.into())
     }
 
+    /// A promise that this attempt did nothing, for a reason that may be gone at the next one.
+    pub(super) fn says_nothing_was_done(&self) -> bool {
+        matches!(self, Self::Sealed | Self::NoLeader | Self::Busy(_) | Self::DiskFull(_))
+    }
+
     /// A failure of ours: logs the cause and shows the client nothing of it.
     ///
     /// The cause may name a file or an index; neither concerns whoever sent the request.

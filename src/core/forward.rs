@@ -68,6 +68,8 @@ impl Core {
                 None => Led::NotLeader,
             };
             match led {
+                // A leader that did nothing this time says nothing about the attempt before.
+                Led::Answered(Err(error)) if request.retry && error.says_nothing_was_done() => {}
                 Led::Answered(result) => return result,
                 Led::NotLeader => {}
                 Led::Unknown => {

@@ -99,10 +99,18 @@ impl Core {
         let mut txn =
             Transaction::new(Arc::clone(&unsealed.barrier), replica.state(), replica.cluster_time_ms());
         let result = self.run(request, route, unsealed, &mut txn);
+        if result.is_err() {
+            txn.discard_writes();
+        }
         match result {
-            Ok(answer) if txn.writes() > 0 => {
-                check_room(request.operation, &txn, replica)?;
-                let response = Response { id: request.id, result: Ok(answer) };
+            // What is answered to a request that comes again goes through the log even if it changes nothing: an
+            // earlier attempt may still be on its way, held up in a network, and then has to find its answer
+            // there and not run on a state that the client has gone on from.
+            result if txn.writes() > 0 || (request.retry && request.operation.writes()) => {
+                if txn.writes() > 0 {
+                    check_room(request.operation, &txn, replica)?;
+                }
+                let response = Response { id: request.id, result };
                 let entry = txn.into_entry(request.id, &response)?;
                 let outcome = replica.propose(entry).await;
                 Ok(concluded(outcome, response, unsealed)?)

@@ -324,6 +324,52 @@ async fn an_outcome_that_nobody_knows_is_a_conflict_and_never_repeated() {
 }
 
 #[tokio::test]
+async fn a_promise_that_nothing_was_done_is_not_given_when_an_attempt_before_may_have_done_it() {
+    let (leader, standby) = cluster();
+    // Executed, and the reply is lost; when the request comes again, the leader has been sealed.
+    standby.replica.forward_faults.lock().push_back(Fault::LandedUnknown);
+    for _ in 0..10_000 {
+        standby.replica.forward_faults.lock().push_back(Fault::NotLeader);
+    }
+    let sealed = async {
+        while leader.replica.proposals.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        *leader.node.unsealed.lock() = None;
+        standby.replica.forward_faults.lock().clear();
+    };
+    let (result, ()) = tokio::join!(standby.write("secret/data/f", r#"{"data":{}}"#), sealed);
+    assert_eq!(result, Err(ApiError::OutcomeUnknown));
+}
+
+#[tokio::test]
+async fn an_attempt_that_comes_late_finds_that_its_request_was_answered() {
+    let node = leader();
+    for (operation, path, body) in [
+        (Operation::Delete, "secret/data/late", "{}"),
+        (Operation::Delete, "secret/metadata/late", "{}"),
+        (Operation::Update, "secret/data/late", r#"{"data":{"n":2},"options":{"cas":1}}"#),
+    ] {
+        let mut second = request(operation, path, body);
+        second.retry = true;
+        let mut first = request(operation, path, body);
+        first.id = second.id;
+        let route = router::find(&first.path, operation);
+        // There is nothing yet, so the second attempt, which comes first, changes nothing and says so.
+        let Led::Answered(answered) = node.core.lead(Arc::new(second), &route).await else { panic!() };
+        assert_eq!(answered.is_ok(), operation == Operation::Delete, "{answered:?}");
+        // The client goes on, and then the network delivers the first.
+        node.write("secret/data/late", r#"{"data":{"n":1}}"#).await.unwrap();
+        let Led::Answered(late) = node.core.lead(Arc::new(first), &route).await else { panic!() };
+        assert_eq!(late, answered);
+        let found = node.data("secret/data/late").await;
+        assert_eq!(found["data"]["n"].to_string(), "1", "{operation:?} {path} was done late");
+        let remove = request(Operation::Delete, "secret/metadata/late", "{}");
+        assert_eq!(node.core.handle(remove).await.result, Ok(Answer::NoContent));
+    }
+}
+
+#[tokio::test]
 async fn a_retry_from_before_the_window_is_unknown() {
     let node = leader();
     let retry = || {

@@ -212,6 +212,11 @@ impl Transaction {
         self.deletes
     }
 
+    /// Writes nothing after all; what was read is still checked.
+    pub fn discard_writes(&mut self) {
+        self.writes.clear();
+    }
+
     /// How many records would be written.
     pub fn writes(&self) -> usize {
         self.writes.len()

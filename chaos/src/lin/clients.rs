@@ -237,14 +237,14 @@ async fn send(client: &Client, folder: &str, op: &Op) -> Result<Response> {
     }
 }
 
-/// What an answer, or none, says about the operation. A node that answers 503 says that nothing was done, and is
+/// What an answer, or none, says about the operation. A node that answers 503 or 507 says that nothing was done, and is
 /// taken at its word; 409 says that nobody knows; any other failure on the server's side is no answer to give.
 fn outcome(op: &Op, result: Result<Response>) -> Outcome {
     match result {
         Err(error @ Error::NotSent(_)) => Outcome::Refused(error.to_string()),
         Err(error) => Outcome::Unknown(error.to_string()),
         Ok(response) => match response.status {
-            503 => Outcome::Refused(response.refused().to_string()),
+            503 | 507 => Outcome::Refused(response.refused().to_string()),
             409 => Outcome::Unknown(response.refused().to_string()),
             _ => {
                 let strange = || Ret::Strange(response.refused().to_string());
