@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::Signal;
 use rustls::ClientConfig;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -411,6 +412,36 @@ impl Cluster {
         node.start().await?;
         self.unseal(node).await?;
         node.health(&[200, 429], ELECTION).await?;
+        Ok(())
+    }
+
+    /// SIGKILL to nodes, as nearly at the same moment as can be.
+    ///
+    /// # Errors
+    /// Those of [`Node::signal`].
+    pub fn kill_together(&self, nodes: &[usize]) -> Result<()> {
+        for at in nodes {
+            self.nodes[*at].signal(Signal::KILL)?;
+        }
+        nodes.iter().for_each(|at| self.nodes[*at].kill());
+        Ok(())
+    }
+
+    /// [`bring_back`](Self::bring_back) for nodes that are started at the same time, as after a power cut.
+    ///
+    /// # Errors
+    /// Those of every step.
+    pub async fn bring_back_together(&self, nodes: &[usize]) -> Result<()> {
+        for at in nodes {
+            self.nodes[*at].spawn()?;
+        }
+        for at in nodes {
+            self.nodes[*at].up().await?;
+            self.unseal(&self.nodes[*at]).await?;
+        }
+        for at in nodes {
+            self.nodes[*at].health(&[200, 429], ELECTION).await?;
+        }
         Ok(())
     }
 

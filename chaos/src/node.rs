@@ -175,6 +175,14 @@ impl Node {
     /// [`Error::Ended`] with its log when it gives up, [`Error::Deadline`].
     pub async fn start(&self) -> Result<()> {
         self.spawn()?;
+        self.up().await
+    }
+
+    /// Waits until the API of a process that was started answers.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn up(&self) -> Result<()> {
         let what = format!("the API of {}", self.name());
         let up = async || -> Result<()> {
             self.alive()?;
