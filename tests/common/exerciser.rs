@@ -327,8 +327,11 @@ fn write(data: &Path, acknowledged: &Path, seed: u64) -> StorageError {
     let dir = DataDir::open(data).unwrap();
     let mut writer = Writer::open(&dir, acknowledged, seed).unwrap();
     let mut go = || -> Result<(), StorageError> {
-        // What is above the commit point after a restart may have any term; a new one is begun.
+        // What the log holds beyond its last acknowledgement was on the disk all the same.
         let last = writer.last;
+        if let Some(LogId { term, index, .. }) = writer.log.bounds().last {
+            writer.say(format!("A {index} {term}"));
+        }
         writer.apply(last)?;
         writer.vote()?;
         loop {
