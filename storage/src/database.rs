@@ -147,7 +147,7 @@ impl Drop for Database {
     /// sled syncs when it is closed and panics if it cannot. Nothing that was acknowledged hangs on that sync.
     fn drop(&mut self) {
         let db = self.db.take();
-        if catch_unwind(AssertUnwindSafe(|| drop(db))).is_err() {
+        if caught(|| drop(db)).is_err() {
             tracing::error!(database = %self.dir.display(), "the database could not be synced when it was closed");
         }
     }
@@ -176,18 +176,23 @@ thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether a panic on this thread would be sled's way to report damage, which is caught and told as an error:
-/// a panic hook need not tell it.
+/// Whether a panic on this thread would be sled's way to report damage, or a disk that fails while a database is
+/// closed; it is caught and told as an error: a panic hook need not tell it.
 pub fn expects_panic() -> bool {
     GUARDED.get()
 }
 
-/// Runs `f` and turns a panic, which is how sled reports damage, into an error. Damage names `dir`.
-pub(crate) fn guarded<T>(dir: &Path, f: impl FnOnce() -> Result<T, StorageError>) -> Result<T, StorageError> {
+/// Runs `f`, whose panic is expected and caught.
+fn caught<T>(f: impl FnOnce() -> T) -> std::thread::Result<T> {
     let before = GUARDED.replace(true);
     let outcome = catch_unwind(AssertUnwindSafe(f));
     GUARDED.set(before);
-    match outcome {
+    outcome
+}
+
+/// Runs `f` and turns a panic, which is how sled reports damage, into an error. Damage names `dir`.
+pub(crate) fn guarded<T>(dir: &Path, f: impl FnOnce() -> Result<T, StorageError>) -> Result<T, StorageError> {
+    match caught(f) {
         Ok(result) => result.map_err(|error| error.found_in(dir)),
         Err(_) => Err(StorageError::damaged(format!("the database {} is damaged", dir.join("db").display()))),
     }
