@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{body::Body, extract::State};
+use axum::body::Body;
 use bytes::BytesMut;
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
@@ -72,10 +72,7 @@ impl Shared {
 }
 
 /// Answers every request of every connection.
-pub(super) async fn answer(
-    State(shared): State<Shared>,
-    request: axum::extract::Request,
-) -> http::Response<Body> {
+pub(super) async fn answer(shared: Shared, request: axum::extract::Request) -> http::Response<Body> {
     let head = request.method() == Method::HEAD;
     let namespace = request.headers().get("x-vault-namespace").cloned();
     let rules = Arc::clone(&shared.rules);

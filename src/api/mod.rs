@@ -1,7 +1,7 @@
 //! The HTTP API: listeners, TLS, HTTP/1.1 and HTTP/2, and Vault's conventions on top.
 //!
-//! The router of axum has a single route: the routing table is the vault's own, for it also says who may ask
-//! and which node answers.
+//! axum's bodies and requests are used, its router is not: the routing table is the vault's own, for it also says
+//! who may ask and which node answers.
 
 pub mod envelope;
 mod http;
@@ -9,13 +9,30 @@ mod paced;
 mod rules;
 pub mod status;
 
-use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
-use axum::{Router, body::Body};
-use hyper::{body::Incoming, service::service_fn};
+pub use self::rules::{ListenerRules, MAX_CONNECTIONS, ResponseHeaders};
+use self::{
+    http::{Client, Shared, answer},
+    paced::{Activity, Paced},
+};
+use crate::{config::HttpTimeouts, core::Core};
+use axum::body::Body;
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
+    server::graceful::GracefulConnection,
 };
 use keystead_tls::{FairShare, Portion, Seldom};
 use tokio::{
@@ -25,14 +42,6 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use tower_service::Service;
-
-pub use self::rules::{ListenerRules, MAX_CONNECTIONS, ResponseHeaders};
-use self::{
-    http::{Client, Shared, answer},
-    paced::{Activity, Paced},
-};
-use crate::{config::HttpTimeouts, core::Core};
 
 /// Gives the TLS configuration for the next connection, so that it can be replaced while the listener runs.
 pub type TlsSource = Arc<dyn Fn() -> Arc<rustls::ServerConfig> + Send + Sync>;
@@ -97,7 +106,8 @@ pub async fn serve(
     let acceptor = Acceptor::new(socket)?;
     let timeouts = rules.timeouts;
     let room = Room::new(Arc::clone(&rules));
-    let router = Router::new().fallback(answer).with_state(Shared::new(core, rules));
+    let shared = Shared::new(core, rules);
+    let handler: Handler = Arc::new(move |request| Box::pin(answer(shared.clone(), request)));
     let mut connections = JoinSet::new();
     let stop = shutdown.clone();
     let mut stopped = pin!(stopped(&mut shutdown));
@@ -111,7 +121,7 @@ pub async fn serve(
             Ok(accepted) => {
                 let Some(entered) = room.enter(&accepted, tls.is_some()) else { continue };
                 let (tls, serving) =
-                    (tls.clone(), Serving { router: router.clone(), timeouts, stop: stop.clone() });
+                    (tls.clone(), Serving { handler: Arc::clone(&handler), timeouts, stop: stop.clone() });
                 connections.spawn(async move {
                     match accepted {
                         Accepted::Tcp(stream, address) => {
@@ -197,9 +207,16 @@ impl Room {
     }
 }
 
+/// Answers a request.
+type Handler = Arc<
+    dyn Fn(axum::extract::Request) -> Pin<Box<dyn Future<Output = ::http::Response<Body>> + Send>>
+        + Send
+        + Sync,
+>;
+
 /// What every connection of a listener is served with.
 struct Serving {
-    router: Router,
+    handler: Handler,
     timeouts: HttpTimeouts,
     stop: watch::Receiver<bool>,
 }
@@ -300,38 +317,48 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     client: Client,
     serving: Serving,
 ) {
-    let Serving { router, timeouts, mut stop } = serving;
+    let Serving { handler, timeouts, stop } = serving;
     let activity = Activity::new();
-    let stream = Paced::new(stream, timeouts, http2, Arc::clone(&activity));
+    let io = TokioIo::new(Paced::new(stream, timeouts, http2, Arc::clone(&activity)));
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let busy = activity.begin();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(client.clone());
-        let answer = router.clone().call(request);
+        let answer = handler(request);
         async move {
             let answer = answer.await;
             drop(busy);
-            answer
+            Ok::<_, Infallible>(answer)
         }
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    // Which version it is was settled by ALPN, so nothing waits for a first byte to guess from.
-    builder = if http2 { builder.http2_only() } else { builder.http1_only() };
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        // `Paced` keeps the time.
-        .header_read_timeout(None)
-        .max_buf_size(MAX_HEADER_BYTES)
-        .half_close(false);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX))
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(HANDSHAKE_TIMEOUT);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    // Which version it is was settled by ALPN.
+    if http2 {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX))
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(HANDSHAKE_TIMEOUT);
+        to_the_end(builder.serve_connection(io, service), stop).await;
+    } else {
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            // `Paced` keeps the time.
+            .header_read_timeout(None)
+            .max_buf_size(MAX_HEADER_BYTES)
+            .half_close(false);
+        to_the_end(builder.serve_connection(io, service), stop).await;
+    }
+}
+
+/// Serves a connection until it ends, or until the listener stops and its requests are answered.
+async fn to_the_end<C>(connection: C, mut stop: watch::Receiver<bool>)
+where
+    C: GracefulConnection<Error = hyper::Error>,
+{
+    let mut connection = pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
         () = stopped(&mut stop) => {

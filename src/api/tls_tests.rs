@@ -116,15 +116,16 @@ async fn the_clients_certificate_reaches_the_request() {
     let (tls, ..) = listener_tls();
     accepted.set_nonblocking(true).unwrap();
     let accepted = tokio::net::TcpListener::from_std(accepted).unwrap();
-    let router = Router::new().fallback(|request: axum::extract::Request| async move {
+    let handler: Handler = Arc::new(|request| {
         let client = request.extensions().get::<Client>().cloned().unwrap();
-        Body::from(client.certificate.map_or(0, |der| der.len()).to_string())
+        let length = client.certificate.map_or(0, |der| der.len());
+        Box::pin(async move { ::http::Response::new(Body::from(length.to_string())) })
     });
     tokio::spawn(async move {
         let (stream, peer) = accepted.accept().await.unwrap();
         let source: TlsSource = Arc::new(move || tls.server_config());
         let (_stop, stopped) = watch::channel(false);
-        let serving = Serving { router, timeouts: HttpTimeouts::default(), stop: stopped };
+        let serving = Serving { handler, timeouts: HttpTimeouts::default(), stop: stopped };
         let entered = Entered { _connection: FairShare::new(1, 1).take(None, 1).unwrap(), handshake: None };
         serve_connection(stream, peer, Some(source), entered, serving).await;
     });

@@ -18,7 +18,7 @@ pub(super) struct RunningRequests(Arc<Mutex<BTreeMap<[u8; 16], Running>>>);
 struct Running {
     started_ms: u64,
     client_address: String,
-    path: String,
+    path: Box<str>,
     operation: &'static str,
 }
 
@@ -45,7 +45,7 @@ impl RunningRequests {
                 Running {
                     started_ms: keystead_raft::clock::wall_ms(),
                     client_address: request.client_address.clone(),
-                    path: format!("/v1/{}", request.path.as_str()),
+                    path: request.path.as_str().into(),
                     operation: request.operation.name(),
                 },
             );
@@ -62,7 +62,7 @@ impl RunningRequests {
                 "client_id": "",
                 "client_remote_address": running.client_address,
                 "request_method": running.operation,
-                "request_path": running.path,
+                "request_path": format!("/v1/{}", running.path),
                 "start_time": rfc3339(running.started_ms),
             });
             (MountId(*id).to_string(), document)
