@@ -124,6 +124,9 @@ impl Shared {
         let mut window = self.window.write();
         let remembered = match (&plan.outcome, request) {
             (Outcome::Applied { version }, Some((id, response))) if !id.is_none() => {
+                // A copy: what is decoded from an entry shares the entry's memory, and the window would keep
+                // the whole of the newest 65,536 entries.
+                let response = Bytes::copy_from_slice(&response);
                 let request = Remembered { id, version: *version, response };
                 Some((window.record(request.clone()), request))
             }

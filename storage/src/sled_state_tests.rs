@@ -269,6 +269,28 @@ impl Observer for Watcher {
     }
 }
 
+#[test]
+fn what_is_remembered_of_an_entry_does_not_keep_the_entry_in_memory() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let state = open(dir.path());
+    let frame = Bytes::from(vec![7; 4096]);
+    let txn = Txn {
+        request_id: RequestId([1; 16]),
+        writes: vec![put("a/b", frame.slice(..1000))],
+        response: frame.slice(1000..1200),
+        ..Txn::default()
+    };
+    state.apply(vec![entry(1, txn)]).expect("apply");
+    assert!(!frame.is_unique(), "the overlay has the value until it is on the disk");
+    flush(&state);
+    // The flusher lets go of what it wrote a moment after it has told so.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !frame.is_unique() {
+        assert!(Instant::now() < deadline, "something small still keeps all of an entry in memory");
+        std::thread::yield_now();
+    }
+}
+
 fn watched(path: &Path) -> (Arc<SledState>, Arc<Watcher>) {
     let state = Arc::new(open(path));
     let watcher = Arc::new(Watcher {

@@ -86,10 +86,19 @@ impl Window {
     pub fn record(&mut self, request: Remembered) -> u64 {
         let number = self.mark.first + self.requests.len() as u64;
         self.hash = extend(&self.hash, &request);
+        // Before it is added, or the queue would take twice the memory for a single request too many.
+        self.forget(WINDOW_REQUESTS - 1, WINDOW_BYTES.saturating_sub(request.response.len()));
         self.bytes += request.response.len();
         self.by_id.insert(request.id, number);
         self.requests.push_back(request);
-        while self.requests.len() > WINDOW_REQUESTS || self.bytes > WINDOW_BYTES {
+        // One whose response is past the bound by itself is not kept at all.
+        self.forget(WINDOW_REQUESTS, WINDOW_BYTES);
+        number
+    }
+
+    /// Forgets the oldest requests until no more than so many of them and so many bytes are left.
+    fn forget(&mut self, requests: usize, bytes: usize) {
+        while self.requests.len() > requests || self.bytes > bytes {
             let Some(oldest) = self.requests.pop_front() else { break };
             self.bytes -= oldest.response.len();
             // Only a test that switches lookups off records an id twice.
@@ -100,7 +109,6 @@ impl Window {
             self.mark.forgotten_index = oldest.version.index;
             self.mark.first += 1;
         }
-        number
     }
 
     /// Log index of the oldest request remembered; 0 if none was ever forgotten.
