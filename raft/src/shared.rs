@@ -426,7 +426,7 @@ fn raft_config(params: &ClusterParams) -> Result<openraft::Config, StartError> {
         enable_elect: false,
         enable_pre_vote: Some(true),
         max_payload_entries: 300,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(20_000),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(10_000),
         max_in_snapshot_log_to_keep: 5_000,
         purge_batch_size: 1_000,
         replication_lag_threshold: 1_000_000,

@@ -17,9 +17,9 @@ use crate::log::LogRecord;
 use crate::packed::{self, Piece};
 
 /// A segment takes no more groups past so many records. Purging drops whole segments.
-const SEGMENT_ENTRIES: u64 = 10_000;
-/// Nor past so many bytes: ten thousand large records would never be purged.
-const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
+const SEGMENT_ENTRIES: u64 = 2_500;
+/// Nor past so many bytes: thousands of large records would never be purged.
+const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 /// The log is read once and in order; sled's own cache earns little.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 

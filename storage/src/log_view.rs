@@ -10,7 +10,7 @@ use crate::log::{LogBounds, LogRecord};
 use crate::log_disk::{Recovered, size_of};
 
 /// Bytes of newest records kept in memory, those beyond that are not on the disk yet not counted.
-const TAIL_BYTES: u64 = 16 * 1024 * 1024;
+const TAIL_BYTES: u64 = 4 * 1024 * 1024;
 
 /// The log as callers see it: what was queued has happened.
 pub(crate) struct LogView {

@@ -18,7 +18,7 @@ use crate::promise::{Promise, Promised};
 /// The Raft log on sled.
 ///
 /// Appends that wait together are written as packed pieces and share one flush and one `fdatasync`. The
-/// newest 16 MiB stay in memory. Dropping it writes what is queued, then stops the writer thread.
+/// newest 4 MiB stay in memory. Dropping it writes what is queued, then stops the writer thread.
 pub struct SledLog {
     shared: Arc<Shared>,
     writer: Option<JoinHandle<()>>,
