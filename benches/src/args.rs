@@ -14,6 +14,8 @@ pub struct Args {
     pub strict: bool,
     /// How long one rate is measured.
     pub window: Duration,
+    /// How many secrets a filled node holds, where it is not what the figure is due for.
+    pub secrets: Option<usize>,
     /// The server; the one beside this program unless told otherwise.
     pub binary: PathBuf,
     names: Vec<String>,
@@ -27,6 +29,7 @@ impl Args {
             json: false,
             strict: false,
             window: Duration::ZERO,
+            secrets: None,
             binary: std::env::current_exe()?.with_file_name("keystead"),
             names: Vec::new(),
         };
@@ -38,6 +41,7 @@ impl Args {
                 "--seconds" => {
                     args.window = Duration::from_secs_f64(words.next().ok_or("--seconds NUMBER")?.parse()?);
                 }
+                "--secrets" => args.secrets = Some(words.next().ok_or("--secrets NUMBER")?.parse()?),
                 "--binary" => args.binary = words.next().ok_or("--binary FILE")?.into(),
                 flag if flag.starts_with('-') => return Err(format!("{flag} is not known").into()),
                 _ => args.names.push(word),

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use keystead_chaos::{Builder, Cluster, Load, Node, load::Ended, wait};
+use keystead_chaos::{Builder, Cluster, Error, Load, Node, load::Ended, wait};
 use serde_json::json;
 
 use crate::{
@@ -28,19 +28,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Measures every such figure that is wanted.
 pub async fn all(args: &Args, report: &mut Report) -> Result<()> {
-    if args.wants("rest") || args.wants_long("filled") {
+    if args.wants("memory/rest") || args.wants_long("memory/filled") {
         Box::pin(memory(args, report)).await?;
     }
-    if args.wants("start") {
+    if args.wants("time/start") {
         Box::pin(start(args, report)).await?;
     }
-    if args.wants("failover") {
+    if args.wants("time/failover") {
         Box::pin(failover(args, report)).await?;
     }
-    if args.wants_long("restart") {
+    if args.wants_long("time/restart") {
         Box::pin(restart(args, report)).await?;
     }
-    if args.wants_long("elections") {
+    if args.wants_long("time/elections") {
         Box::pin(elections(args, report)).await?;
     }
     Ok(())
@@ -49,12 +49,12 @@ pub async fn all(args: &Args, report: &mut Report) -> Result<()> {
 /// Memory and disk, of new nodes and of filled ones.
 async fn memory(args: &Args, report: &mut Report) -> Result<()> {
     let cluster = Box::pin(Builder::new(&args.binary, 3).ready()).await?;
-    at_rest(&cluster, "rest", 64.0, report).await?;
-    if args.wants_long("filled") {
+    at_rest(&cluster, "memory/rest", 64.0, report).await?;
+    if args.wants_long("memory/filled") {
         let leader = cluster.leader().await?;
-        let seen = fill(&cluster, leader, 0..SECRETS).await?;
-        report.note(&format!("{SECRETS} secrets written, {:.0} per second", seen.per_second))?;
-        at_rest(&cluster, "filled", 128.0, report).await?;
+        let seen = fill(&cluster, leader, 0..args.secrets.unwrap_or(SECRETS)).await?;
+        report.note(&format!("all secrets written, {:.0} per second", seen.per_second))?;
+        at_rest(&cluster, "memory/filled", 128.0, report).await?;
     }
     Ok(())
 }
@@ -101,7 +101,7 @@ async fn start(args: &Args, report: &mut Report) -> Result<()> {
         cluster.serves(0, PATIENCE).await?;
         times.push(begun.elapsed());
     }
-    spans("start", "three files to three voters that serve", times, 3.0, None, report)
+    spans("time/start", "three files to three voters that serve", times, 3.0, None, report)
 }
 
 /// Kills leaders under load; every acknowledged write must be found on every node.
@@ -125,13 +125,14 @@ async fn failover(args: &Args, report: &mut Report) -> Result<()> {
     Box::pin(history.check(&cluster, &[0, 1, 2])).await?;
     let kept = history.count(Ended::Acknowledged);
     report.note(&format!("{kept} writes were acknowledged meanwhile, all found on every node"))?;
-    spans("failover", "kill -9 of the leader to the next write", times, 1.0, Some(2.0), report)
+    spans("time/failover", "kill -9 of the leader to the next write", times, 1.0, Some(2.0), report)
 }
 
 /// Kills all nodes at once, starts and unseals them, until a write succeeds.
 async fn restart(args: &Args, report: &mut Report) -> Result<()> {
     let cluster = Box::pin(Builder::new(&args.binary, 3).ready()).await?;
-    fill(&cluster, cluster.leader().await?, 0..RESTART_SECRETS).await?;
+    let secrets = args.secrets.unwrap_or(RESTART_SECRETS);
+    fill(&cluster, cluster.leader().await?, 0..secrets).await?;
     let mut times = Vec::new();
     for _ in 0..if args.quick { 1 } else { 5 } {
         cluster.nodes().iter().for_each(Node::kill);
@@ -147,8 +148,8 @@ async fn restart(args: &Args, report: &mut Report) -> Result<()> {
             node.health(&[200, 429], PATIENCE).await?;
         }
     }
-    let what = format!("all killed with {RESTART_SECRETS} secrets, to the first write");
-    spans("restart", &what, times, 2.0, None, report)
+    let what = format!("all killed with {secrets} secrets, to the first write");
+    spans("time/restart", &what, times, 2.0, None, report)
 }
 
 /// Ten minutes of full load: nobody may stand for election.
@@ -167,12 +168,12 @@ async fn elections(args: &Args, report: &mut Report) -> Result<()> {
     let seen = load::run(target, plan).await?;
     let won = elections_won(&cluster).await? - before;
     report.figure(
-        "elections",
+        "time/elections",
         &format!(
             "{won} elections in {length:?} of {:.0} writes per second over 128 connections",
             seen.per_second
         ),
-        &json!({ "elections": won, "seconds": length.as_secs(), "per_second": seen.per_second }),
+        &json!({ "time/elections": won, "seconds": length.as_secs(), "per_second": seen.per_second }),
         &[Due::at_most("elections without cause", 0.0, won)],
     )
 }
@@ -198,10 +199,17 @@ async fn answers(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Waits for a node to answer, and unseals it.
+/// Waits for a node to answer, and unseals it; it may go on opening after the answer to the last share.
 async fn open(cluster: &Cluster, node: &Node) -> Result<()> {
     answers(node).await?;
-    Ok(cluster.unseal(node).await?)
+    match cluster.unseal(node).await {
+        Ok(()) => {}
+        Err(Error::Broken(_)) => {
+            node.health(&[200, 429], PATIENCE).await?;
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
 }
 
 /// Times with a bound for their median, or for the worst where both are given.

@@ -1,6 +1,6 @@
 //! Keystead beside its limits: throughput, latency, processor time, memory and disk of real clusters.
 //!
-//! `benches/run [--quick] [--seconds N] [--format=json] [--strict] [--binary FILE] [NAME]...`
+//! `benches/run [--quick] [--seconds N] [--secrets N] [--format=json] [--strict] [--binary FILE] [NAME]...`
 //!
 //! Every figure has a name such as `three/leader/get/128`; a NAME given measures those whose names contain it,
 //! none measures all. Beside each rate stand, from the same run, (a) a bare axum and rustls server that answers
