@@ -91,7 +91,7 @@ async fn aimed(switched_off: bool, test: &str, short: u64, habits: Habits, fault
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn histories_through_kills_pauses_and_partitions_are_linearizable() {
     let cluster = cluster("lease").await;
-    let trial = Trial { habits: habits(), ..Trial::new(&cluster, seed(), length(18), &Fault::ALL) };
+    let trial = Trial { habits: habits(), ..Trial::new(&cluster, seed(), length(14), &Fault::ALL) };
     let test = "histories_through_kills_pauses_and_partitions_are_linearizable";
     let checked = explained(Trial { answers: ENOUGH, ..trial }, test).await;
     assert!(checked.answered >= ENOUGH, "{checked}: too few to prove anything");
@@ -112,7 +112,7 @@ async fn with_quorum_reads_histories_through_stepped_clocks_and_pauses_are_linea
         Fault::LoseReplies,
     ];
     let test = "with_quorum_reads_histories_through_stepped_clocks_and_pauses_are_linearizable";
-    let trial = Trial { habits: habits(), ..Trial::new(&cluster, seed(), length(18), &faults) };
+    let trial = Trial { habits: habits(), ..Trial::new(&cluster, seed(), length(14), &faults) };
     let checked = explained(Trial { answers: ENOUGH, ..trial }, test).await;
     assert!(checked.answered >= ENOUGH, "{checked}: too few to prove anything");
 }

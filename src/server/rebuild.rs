@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use keystead_raft::Identity;
+use keystead_raft::{Identity, identity::IdentityError};
 use keystead_storage::datadir::{Emptying, read_file, write_file_durably};
 use serde_json::Value;
 
@@ -103,6 +103,10 @@ impl Rebuild {
                 incarnation: identity.incarnation,
                 cluster_id: uuid_text(&identity.cluster_id),
             })),
+            Err(IdentityError::Damaged { path, source }) => {
+                Err(format!("{} is damaged ({source})", path.display()))
+            }
+            Err(IdentityError::Missing { path, .. }) => Err(format!("{} is missing", path.display())),
             Err(error) => Err(error.to_string()),
         };
         Ok(Self { emptying, data_dir: path.to_owned(), config, identity })

@@ -126,14 +126,16 @@ fn what_next(rebuild: &Rebuild) -> String {
         false => "Start the server, and let it join: operator raft join.",
     };
     let place = match rebuild.next_node_id() {
-        Some(node_id) => format!("takes the place of node {node_id:?}"),
-        None => "joins as a new node".to_owned(),
+        Some(node_id) => {
+            format!("takes the place of node {node_id:?} once that one has been silent for 10 s,")
+        }
+        None => "joins under a new name (remove the old one: operator raft remove-peer)".to_owned(),
     };
     format!(
         "\nThis node is empty. What comes next:\n\
          1. {join}\n\
          2. Enter the cluster's unseal shares on it (operator unseal): joining takes them.\n\
-         3. It {place} once that one has been silent for 10 s, and catches up by itself\n   \
-            (operator raft list-peers)."
+         3. It {place}\n   \
+            and catches up by itself (operator raft list-peers)."
     )
 }
