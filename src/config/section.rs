@@ -183,15 +183,17 @@ impl<'t> Section<'t> {
     /// The blocks under a key that takes a label, such as `listener "tcp"`, in every form that JSON allows.
     pub(super) fn labelled(&self, key: &str) -> Result<Vec<Block<'t>>, ConfigError> {
         let mut blocks = Vec::new();
+        let untyped = |at: &At| {
+            at.error(format!("{} needs a type before its brace: {key} \"TYPE\" {{ .. }}", self.place(key)))
+        };
         for outer in self.blocks_written(key, "\"TYPE\" ")? {
+            // An empty block would otherwise be as good as none.
+            if outer.items.is_empty() {
+                return Err(untyped(&outer.at));
+            }
             for item in outer.items {
                 let at = At { file: Arc::clone(&outer.at.file), line: item.line };
-                let objects = objects_of(&item.value).ok_or_else(|| {
-                    at.error(format!(
-                        "{} needs a type before its brace: {key} \"TYPE\" {{ .. }}",
-                        self.place(key)
-                    ))
-                })?;
+                let objects = objects_of(&item.value).ok_or_else(|| untyped(&at))?;
                 let block = |items| Block { label: item.key.as_str(), at: at.clone(), items };
                 blocks.extend(objects.into_iter().map(block));
             }

@@ -124,6 +124,14 @@ pid_file = "/run/vault.pid"
 "#;
 
 #[test]
+fn an_empty_block_where_a_type_belongs_is_not_as_good_as_none() {
+    for key in ["seal", "hsm", "storage", "listener"] {
+        let message = error(&with_top(&format!("{key} {{}}")));
+        assert!(message.contains("needs a type"), "{key}: {message}");
+    }
+}
+
+#[test]
 fn a_stock_file_of_three_nodes_is_read_in_full() {
     let config = config(THREE_NODE);
     let raft = raft(&config);
