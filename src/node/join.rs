@@ -665,7 +665,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_challenge_is_good_once() {
+    fn case_25_a_challenge_is_good_once() {
         let challenges = Challenges::default();
         let now = Instant::now();
         let challenge = challenges.issue(now);
@@ -676,7 +676,7 @@ mod tests {
     }
 
     #[test]
-    fn a_challenge_is_good_for_a_minute_and_then_forgotten() {
+    fn case_25_a_challenge_is_good_for_a_minute_and_then_forgotten() {
         let challenges = Challenges::default();
         let now = challenges.began + Duration::from_secs(3_600);
         let (early, late) = (challenges.issue(now), challenges.issue(now));

@@ -158,7 +158,7 @@ async fn shares_of_an_older_root_generation_are_called_stale() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_edited_seal_configuration_opens_nothing() {
+async fn case_27_an_edited_seal_configuration_opens_nothing() {
     let f = fixture().await;
     let out = init(&f.node).await;
     unseal_all(&f.node, &out).await;

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use keystead_chaos::{Cluster, node::copy_directory, ports, wait};
-use keystead_raft::{conn::Method, hello::Channel};
+use keystead_raft::{conn::Method, frame, hello::Channel};
 use keystead_storage::{DataDir, RaftLog as _, SledLog};
 use serde_json::json;
 
@@ -26,7 +26,7 @@ async fn steal(cluster: &Cluster) -> (usize, PathBuf) {
 }
 
 #[tokio::test]
-async fn a_clone_beside_its_original_is_noticed_and_serves_nothing() {
+async fn case_26_a_clone_beside_its_original_is_noticed_and_serves_nothing() {
     let cluster = ready().await;
     cluster.at(0).put("kept", &json!({ "n": 1 })).await.unwrap();
     let (stolen, copy) = steal(&cluster).await;
@@ -64,7 +64,7 @@ async fn a_clone_beside_its_original_is_noticed_and_serves_nothing() {
 }
 
 #[tokio::test]
-async fn a_stolen_sealed_disk_forwards_nothing_reads_nothing_and_is_not_elected() {
+async fn case_26_a_stolen_sealed_disk_forwards_nothing_reads_nothing_and_is_not_elected() {
     let cluster = ready().await;
     let (stolen, copy) = steal(&cluster).await;
     let attacker = Attacker::with_stolen(&copy, &cluster.at(stolen).config());
@@ -96,22 +96,36 @@ async fn a_stolen_sealed_disk_forwards_nothing_reads_nothing_and_is_not_elected(
 }
 
 #[tokio::test]
-async fn a_removed_members_certificate_is_refused_by_name() {
+async fn case_29_a_removed_members_live_connections_end_and_new_ones_are_refused() {
     let cluster = ready().await;
     let (stolen, copy) = steal(&cluster).await;
     let name = json!({ "server_id": cluster.at(stolen).name() });
     let through = cluster.others(stolen)[0];
-    cluster.at(through).call("PUT", "sys/storage/raft/remove-peer", Some(&name)).await.unwrap().ok().unwrap();
     let attacker = Attacker::with_stolen(&copy, &cluster.at(stolen).config());
+    // Connections of every kind, which live before the removal.
+    let mut live = Vec::new();
+    for at in cluster.others(stolen) {
+        for channel in [Channel::Control, Channel::Bulk, Channel::Snapshot, Channel::Open, Channel::Reads] {
+            let mut line = attacker.open(cluster.at(at).config().cluster, channel).await.unwrap();
+            line.call(Method::Ping, b"").await.unwrap();
+            live.push((at, channel, line));
+        }
+    }
+    cluster.at(through).call("PUT", "sys/storage/raft/remove-peer", Some(&name)).await.unwrap().ok().unwrap();
+    for (at, channel, mut line) in live {
+        let read = frame::read(&mut line.stream, frame::OPEN_LIMIT);
+        let ended = tokio::time::timeout(SOON, read).await;
+        assert!(matches!(ended, Ok(Ok(None) | Err(_))), "{channel:?} to {at} goes on: {ended:?}");
+    }
     for at in cluster.others(stolen) {
         let to = cluster.at(at).config().cluster;
         wait::until("the removal to be known", SOON, || async {
             // The handshake itself may refuse, or the answer to the hello.
             let Ok(mut stream) = attacker.connect(to).await else { return Ok(()) };
             let hello = keystead_raft::codec::encode(&attacker.hello(Channel::Control));
-            drop(crate::attacker::send(&mut stream, keystead_raft::frame::Kind::Hello, 0, &hello).await);
+            drop(crate::attacker::send(&mut stream, frame::Kind::Hello, 0, &hello).await);
             match crate::attacker::receive(&mut stream).await {
-                Ok(Some(frame)) if frame.kind == keystead_raft::frame::Kind::Hello => Err("it is talked to"),
+                Ok(Some(frame)) if frame.kind == frame::Kind::Hello => Err("it is talked to"),
                 _ => Ok(()),
             }
         })
@@ -154,7 +168,7 @@ async fn ends(cluster: &Cluster, attacker: &Attacker, nodes: &[usize]) -> (Posit
 }
 
 #[tokio::test]
-async fn old_log_entries_sent_again_by_a_stolen_voter_change_nothing() {
+async fn case_27_old_log_entries_sent_again_by_a_stolen_voter_change_nothing() {
     let cluster = Box::pin(three().ready()).await.unwrap();
     for value in ["old", "newer", "newest"] {
         cluster.at(0).put("replayed", &json!({ "value": value })).await.unwrap();
@@ -190,7 +204,7 @@ async fn old_log_entries_sent_again_by_a_stolen_voter_change_nothing() {
 }
 
 #[tokio::test]
-async fn an_entry_under_a_forged_tag_stops_the_node_that_meets_it_and_no_other() {
+async fn case_27_an_entry_under_a_forged_tag_stops_the_node_that_meets_it_and_no_other() {
     let cluster = ready().await;
     cluster.at(0).put("kept", &json!({ "n": 1 })).await.unwrap();
     let (stolen, copy) = steal(&cluster).await;

@@ -36,7 +36,7 @@ fn edit(data: &std::path::Path, change: impl Fn(&mut SealConfig)) {
 }
 
 #[tokio::test]
-async fn a_seal_configuration_that_was_edited_on_disk_opens_nothing() {
+async fn case_27_a_seal_configuration_that_was_edited_on_disk_opens_nothing() {
     type Change = fn(&mut SealConfig);
     let changes: [(&str, Change); 4] = [
         ("its date", |config| config.created_ms ^= 1),
@@ -95,7 +95,7 @@ fn sealed_rows(data: &std::path::Path) -> Rows {
 type Rows = std::collections::BTreeMap<(Vec<u8>, Vec<u8>), Vec<u8>>;
 
 #[tokio::test]
-async fn an_older_validly_sealed_record_put_back_on_the_disk_is_recognised() {
+async fn case_27_an_older_validly_sealed_record_put_back_on_the_disk_is_recognised() {
     let mut cluster = Box::pin(one().start()).await.unwrap();
     cluster.init(0).await.unwrap();
     cluster.unseal(cluster.at(0)).await.unwrap();

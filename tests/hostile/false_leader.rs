@@ -83,7 +83,7 @@ async fn nothing_happened(cluster: &Cluster, node: &Node) {
 }
 
 #[tokio::test]
-async fn a_certificate_request_that_is_swapped_on_the_way_is_refused_and_an_honest_relay_is_not() {
+async fn case_25_a_certificate_request_that_is_swapped_on_the_way_is_refused_and_an_honest_relay_is_not() {
     let cluster = ready().await;
     let mut impostor = impostor(&cluster).await;
     let node = victim(&cluster, &impostor).await;
@@ -143,7 +143,7 @@ fn forged_reply(answer: &Value, cluster_id: [u8; 16], mac: &[u8]) -> Value {
 }
 
 #[tokio::test]
-async fn a_reply_from_somebody_without_the_root_key_is_not_believed() {
+async fn case_25_a_reply_from_somebody_without_the_root_key_is_not_believed() {
     let cluster = ready().await;
     let mut impostor = impostor(&cluster).await;
     let node = victim(&cluster, &impostor).await;
@@ -172,7 +172,7 @@ async fn a_reply_from_somebody_without_the_root_key_is_not_believed() {
 }
 
 #[tokio::test]
-async fn a_wrap_offered_as_challenge_is_not_opened_for_the_impostor() {
+async fn case_25_a_wrap_offered_as_challenge_is_not_opened_for_the_impostor() {
     let cluster = ready().await;
     let mut impostor = impostor(&cluster).await;
     let node = victim(&cluster, &impostor).await;
@@ -224,7 +224,7 @@ async fn a_wrap_offered_as_challenge_is_not_opened_for_the_impostor() {
 }
 
 #[tokio::test]
-async fn an_answer_is_good_once_and_for_its_own_challenge() {
+async fn case_25_an_answer_is_good_once_and_for_its_own_challenge() {
     let cluster = ready().await;
     let mut impostor = impostor(&cluster).await;
     let node = victim(&cluster, &impostor).await;

@@ -36,7 +36,7 @@ fn header(version: u8, kind: u8, length: u32) -> [u8; 16] {
 }
 
 #[tokio::test]
-async fn strangers_get_nothing_from_the_cluster_port() {
+async fn case_30_strangers_get_nothing_from_the_cluster_port() {
     let cluster = ready().await;
     let leader = cluster.leader().await.unwrap();
     let port = cluster.at(leader).config().cluster;
@@ -52,7 +52,7 @@ async fn strangers_get_nothing_from_the_cluster_port() {
 }
 
 #[tokio::test]
-async fn frames_that_lie_close_the_connection_and_nothing_else() {
+async fn case_30_frames_that_lie_close_the_connection_and_nothing_else() {
     let cluster = ready().await;
     let (attacker, leader, port) = stolen(&cluster).await;
     let hello = codec::encode(&attacker.hello(Channel::Bulk));
@@ -126,7 +126,7 @@ async fn frames_that_lie_close_the_connection_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn promises_of_bulk_that_never_comes_take_no_memory_and_no_room_from_members() {
+async fn case_30_promises_of_bulk_that_never_comes_take_no_memory_and_no_room_from_members() {
     let cluster = ready().await;
     let (attacker, leader, port) = stolen(&cluster).await;
     let before = resident_kib(cluster.at(leader).pid()).unwrap();

@@ -238,7 +238,7 @@ fn too_few_repeated_and_wrong_shares_do_not_open() {
 }
 
 #[test]
-fn wrap_of_another_root_or_a_changed_configuration_does_not_open() {
+fn case_27_wrap_of_another_root_or_a_changed_configuration_does_not_open() {
     let made = made();
     let enough = points(&made.shares[..3]);
     let kek = Kek::from_bytes(&combine(&enough).unwrap());
@@ -261,7 +261,7 @@ fn wrap_of_another_root_or_a_changed_configuration_does_not_open() {
 }
 
 #[test]
-fn old_shares_do_not_open_a_new_generation_nor_an_old_wrap_put_back() {
+fn case_27_old_shares_do_not_open_a_new_generation_nor_an_old_wrap_put_back() {
     let first = made();
     let (second, shares) = reseal(first.seal_config.vault_id, 2, &RootKey::random(), &PARAMS).unwrap();
     let old = points(&first.shares[..3]);

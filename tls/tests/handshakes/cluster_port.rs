@@ -133,7 +133,7 @@ async fn a_certificate_without_client_usage_is_refused() {
 }
 
 #[tokio::test]
-async fn a_certificate_past_its_date_is_still_a_members() {
+async fn case_29_a_certificate_past_its_date_is_still_a_members() {
     let connection = dial_with_forged(|params| {
         params.not_before = date_time_ymd(2000, 1, 1);
         params.not_after = date_time_ymd(2001, 1, 1);
@@ -143,7 +143,7 @@ async fn a_certificate_past_its_date_is_still_a_members() {
 }
 
 #[tokio::test]
-async fn the_clock_of_neither_side_matters() {
+async fn case_29_the_clock_of_neither_side_matters() {
     #[derive(Debug)]
     struct StuckAt(u64);
     impl TimeProvider for StuckAt {
@@ -243,7 +243,7 @@ async fn tls_1_2_is_refused_in_both_directions() {
 }
 
 #[tokio::test]
-async fn no_session_is_ever_resumed() {
+async fn case_29_no_session_is_ever_resumed() {
     let ca = ClusterCa::generate(OURS).unwrap();
     let (server, client) = (node(&ca, 1, AllBut(None)), node(&ca, 2, AllBut(None)));
     // A client that would resume if it could.
