@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{at_most, three};
+use common::{at_most, one, three};
 use keystead_chaos::{Client, Cluster, Errno, Load, Op, Rule, load::Ended, wait};
 use serde_json::json;
 
@@ -256,6 +256,33 @@ async fn with_all_disks_full_reads_and_deletes_are_served_and_writes_go_on_when_
 }
 
 #[tokio::test]
+async fn a_lone_node_with_a_full_disk_stops_in_order_and_starts_again_when_there_is_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = Disk::mount(directory.path().join("0")) else { return };
+    let data = disk.0.join("data");
+    let cluster =
+        Box::pin(one().configure(move |_, config| config.data = data.clone()).ready()).await.unwrap();
+    let node = cluster.at(0);
+    node.put("kept", &json!({ "n": 1 })).await.unwrap();
+    disk.leave_mib(20);
+    refused(&cluster, 0, "POST", "secret/data/more", "is almost full").await;
+    node.call("DELETE", "secret/metadata/more", None).await.unwrap().ok().unwrap();
+    disk.fill_up(0).await;
+    refused(&cluster, 0, "DELETE", "secret/metadata/kept", "is full").await;
+    assert_eq!(node.get("kept").await.unwrap().unwrap()["n"], 1);
+
+    assert!(node.stop().await.unwrap().success());
+    node.spawn().unwrap();
+    assert!(!node.ends(SOON).await.unwrap().success());
+    let log = node.log();
+    assert!(log.contains("no space left for ") && log.contains("free space on that file system"), "{log}");
+    disk.clear();
+    Box::pin(cluster.bring_back(0)).await.unwrap();
+    assert_eq!(node.get("kept").await.unwrap().unwrap()["n"], 1);
+    cluster.serves(0, SOON).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_leader_whose_syncs_hang_hands_over_and_keeps_away_until_they_are_quick() {
     let cluster = Box::pin(three().with_faults().configure(open_metrics).ready()).await.unwrap();
     let load = load(&cluster);
@@ -281,13 +308,13 @@ async fn a_leader_whose_syncs_hang_hands_over_and_keeps_away_until_they_are_quic
 }
 
 /// A database of the leader fails: another leads, the node says why, and after mending and a restart it follows.
-async fn fails(cluster: &Cluster, load: &Load, rule: Rule, what: &str) {
+async fn fails(cluster: &Cluster, load: &Load, rule: Rule, what: &str, why: &str) {
     let failed = cluster.leader().await.unwrap();
     let faults = cluster.at(failed).faults().unwrap();
     faults.set(&[rule]).unwrap();
     another_leads(cluster, failed).await;
     goes_on(load, 20).await;
-    health(cluster, failed, &[500], Some(&format!("the {what} on this node's disk has failed"))).await;
+    health(cluster, failed, &[500], Some(&format!("the {what} on this node's disk has failed: {why}"))).await;
     metric(cluster, failed, "keystead_node_latched", "1").await;
     let log = cluster.at(failed).log();
     assert!(log.contains("mend the disk and start this node again"), "the log names the remedy");
@@ -303,8 +330,15 @@ async fn a_failed_sync_or_write_stops_the_node_and_another_leads() {
     let cluster = Box::pin(three().with_faults().configure(open_metrics).ready()).await.unwrap();
     let load = load(&cluster);
     goes_on(&load, 20).await;
-    Box::pin(fails(&cluster, &load, Rule::on(&[Op::Sync]).at("log/db").fails(Errno::IO), "log")).await;
-    Box::pin(fails(&cluster, &load, Rule::on(&[Op::Write]).at("log/db").fails(Errno::IO), "log")).await;
-    Box::pin(fails(&cluster, &load, Rule::on(&[Op::Sync]).at("state/db").fails(Errno::IO), "state")).await;
+    let faults = [
+        (Rule::on(&[Op::Sync]).at("log/db").fails(Errno::IO), "log", "sync: "),
+        (Rule::on(&[Op::Write]).at("log/db").fails(Errno::IO), "log", "flush in "),
+        // Space that went between the look and the write.
+        (Rule::on(&[Op::Write]).at("log/db").fails(Errno::NOSPC), "log", "no space left for "),
+        (Rule::on(&[Op::Sync]).at("state/db").fails(Errno::IO), "state", "sync: "),
+    ];
+    for (rule, what, why) in faults {
+        Box::pin(fails(&cluster, &load, rule, what, why)).await;
+    }
     all_is_well(&cluster, load).await;
 }

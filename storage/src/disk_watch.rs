@@ -22,6 +22,8 @@ use crate::space::{Space, SpaceView};
 pub const SLOW_SYNC: Duration = Duration::from_secs(1);
 /// How often the disk is looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
+/// So many looks in a row must see the sync hang: after a pause of the whole process the first one says nothing.
+const HUNG_LOOKS: u32 = 2;
 /// A slow disk is tried again this often.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// A trial that takes longer than this has failed.
@@ -118,8 +120,9 @@ impl DiskWatch {
     fn tick(&self, trials: &mut Trials) {
         let running = self.running();
         metrics::gauge!("keystead_disk_sync_running_seconds").set(running.as_secs_f64());
-        if running > SLOW_SYNC {
-            *trials = Trials::default();
+        trials.hung = if running > SLOW_SYNC { trials.hung + 1 } else { 0 };
+        if trials.hung >= HUNG_LOOKS {
+            trials.good = 0;
             self.set_slow(true, running);
         } else if self.slow.load(Ordering::Acquire) && trials.due() && trials.ended(self.try_disk()) {
             self.set_slow(false, running);
@@ -159,9 +162,11 @@ impl DiskWatch {
     }
 }
 
-/// The trials of a slow disk since it last failed one.
+/// What one look tells the next: looks in a row at a sync that hangs, and trials of a slow disk since it last failed
+/// one.
 #[derive(Default)]
 struct Trials {
+    hung: u32,
     last: Option<Instant>,
     good: u32,
 }
@@ -206,6 +211,8 @@ mod tests {
         let meter = Arc::new(SyncMeter::begun(SLOW_SYNC * 2));
         watch.add_meter(&meter);
         watch.tick(&mut trials);
+        assert!(!watch.status().slow, "the process may have been paused");
+        watch.tick(&mut trials);
         assert!(watch.status().slow);
         assert!(watch.running() >= SLOW_SYNC);
         quick.finish();
@@ -215,7 +222,7 @@ mod tests {
         assert_eq!(trials.good, 1);
         assert!(!trials.ended(Ok(PROBE_QUICK * 2)), "a slow trial begins the count anew");
         assert!(!trials.ended(Ok(PROBE_QUICK)) && !trials.ended(Err(io::ErrorKind::Other.into())));
-        trials = Trials { last: None, good: PROBES - 1 };
+        trials = Trials { last: None, good: PROBES - 1, hung: 0 };
         watch.tick(&mut trials);
         assert!(!watch.status().slow);
         assert!(!dir.path().join("probe").exists());
