@@ -331,11 +331,11 @@ async fn a_failed_sync_or_write_stops_the_node_and_another_leads() {
     let load = load(&cluster);
     goes_on(&load, 20).await;
     let faults = [
-        (Rule::on(&[Op::Sync]).at("log/db").fails(Errno::IO), "log", "sync: "),
+        (Rule::on(&[Op::Sync]).at("log/db").fails(Errno::IO), "log", "sync "),
         (Rule::on(&[Op::Write]).at("log/db").fails(Errno::IO), "log", "flush in "),
         // Space that went between the look and the write.
         (Rule::on(&[Op::Write]).at("log/db").fails(Errno::NOSPC), "log", "no space left for "),
-        (Rule::on(&[Op::Sync]).at("state/db").fails(Errno::IO), "state", "sync: "),
+        (Rule::on(&[Op::Sync]).at("state/db").fails(Errno::IO), "state", "sync "),
     ];
     for (rule, what, why) in faults {
         Box::pin(fails(&cluster, &load, rule, what, why)).await;

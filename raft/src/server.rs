@@ -18,6 +18,7 @@ use futures_util::StreamExt as _;
 use keystead_storage::{Manifest, SealedState};
 use keystead_tls::{ClusterTls, FairShare, PeerIdentity, Portion, Seldom, peer_of};
 use openraft::{
+    EntryPayload,
     async_runtime::watch::WatchReceiver as _,
     raft::{AppendEntriesRequest, VoteRequest, VoteResponse},
     storage::Snapshot,
@@ -44,7 +45,7 @@ use crate::{
     pool::Myself,
     reads::ReadGate,
     standing::{OwnStanding, Standing},
-    types::{Raft, RaftVote, TypeConfig},
+    types::{Raft, RaftEntry, RaftVote, TypeConfig},
     vault_side::{Peer, VaultSide},
     wire,
 };
@@ -361,7 +362,7 @@ impl Server {
                     self.check_possible(&request).map_err(std::io::Error::other)?;
                     // Room is left for what was taken before. The leader tries again, slower and slower; heartbeats
                     // go on.
-                    if !request.entries.is_empty() && self.own.now().disk_full {
+                    if only_commands(&request) && self.own.now().disk_full {
                         streams.remove(&frame.stream);
                         let end =
                             Frame { kind: Kind::End, flags: 0, stream: frame.stream, payload: Bytes::new() };
@@ -636,6 +637,13 @@ impl Server {
         // A request that broke may have been executed before; an empty answer says that nobody knows.
         Ok(served.unwrap_or_default())
     }
+}
+
+/// Whether an append can wait for room. The first entry of a leader's term cannot: until it is committed, nobody
+/// serves reads.
+fn only_commands(request: &AppendEntriesRequest<TypeConfig>) -> bool {
+    let command = |entry: &RaftEntry| matches!(entry.payload, EntryPayload::Normal(_));
+    !request.entries.is_empty() && request.entries.iter().all(command)
 }
 
 /// The snapshot that this caller has begun.
