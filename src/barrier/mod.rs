@@ -36,6 +36,8 @@ use path_cache::{PathCache, PathName};
 use value::ValueCipher;
 use zeroize::Zeroizing;
 
+use crate::secret::on_wiped_stack;
+
 /// Encryptions under one barrier key after which it should be rotated.
 ///
 /// RFC 8452 section 9 allows 2^32 messages under one key with random nonces at a wide margin; half of it leaves room
@@ -162,15 +164,18 @@ impl Barrier {
             return Err(PathError::TooDeep { count: segments.len() });
         }
         let Some(name) = PathName::new(mount, segments) else {
-            return self.paths().seal(mount, segments);
+            return self.with_paths(|paths| paths.seal(mount, segments));
         };
         if let Some(sealed) = self.sealed_paths.get(&name) {
             return Ok(sealed.to_vec());
         }
         let sealed = match segments.split_last() {
             // The folder is sealed already, more often than not.
-            Some((last, folder)) => self.paths().seal_below(self.seal_folder(mount, folder)?, last)?,
-            None => self.paths().seal(mount, segments)?,
+            Some((last, folder)) => {
+                let folder = self.seal_folder(mount, folder)?;
+                self.with_paths(|paths| paths.seal_below(folder, last))?
+            }
+            None => self.with_paths(|paths| paths.seal(mount, segments))?,
         };
         self.sealed_paths.put(name, Arc::from(sealed.as_slice()));
         Ok(sealed)
@@ -181,7 +186,7 @@ impl Barrier {
     /// # Errors
     /// [`PathError::NotAuthentic`] when it was sealed for another folder or under another key, or was changed.
     pub fn open_segment(&self, folder: &[u8], sealed_segment: &[u8]) -> Result<String, PathError> {
-        self.paths().open_segment(folder, sealed_segment)
+        self.with_paths(|paths| paths.open_segment(folder, sealed_segment))
     }
 
     /// Opens a whole record or folder key.
@@ -189,7 +194,7 @@ impl Barrier {
     /// # Errors
     /// [`PathError`] when the bytes are no such key, or a segment is not authentic where it stands.
     pub fn open_path(&self, key: &[u8]) -> Result<(MountId, Vec<String>), PathError> {
-        self.paths().open(key)
+        self.with_paths(|paths| paths.open(key))
     }
 
     /// The tag of a log entry made of `parts`, under the newest log key.
@@ -242,8 +247,9 @@ impl Barrier {
         self.values.last().expect("a keyring has at least one barrier key")
     }
 
-    fn paths(&self) -> PathSealer {
-        PathSealer::new(self.keyring.path_key())
+    /// Seals or opens with the path key, whose schedules would otherwise be left on the stack.
+    fn with_paths<R>(&self, work: impl FnOnce(PathSealer) -> R) -> R {
+        on_wiped_stack(|| work(PathSealer::new(self.keyring.path_key())))
     }
 }
 

@@ -129,16 +129,22 @@ fn prepare_process(args: &ServerArgs, config: &ServerConfig) -> Result<(), Failu
         None => config.log_format,
     };
     install_log(level, format, config)?;
-    // A panic's message may hold what was being worked on; its place is enough to find it.
     std::panic::set_hook(Box::new(|panic| {
         if keystead_storage::expects_panic() {
             return;
         }
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(place, "a task panicked");
+        tracing::error!(place = place_of(panic), "a task panicked");
         metrics::counter!("keystead_panics").increment(1);
     }));
+    if let Err(error) = raise_open_files() {
+        tracing::warn!(%error, "the limit on open files stays as it is");
+    }
     secret::set_mlock(!config.disable_mlock);
+    if !config.disable_mlock && !secret::can_lock() {
+        tracing::warn!(
+            "memory cannot be locked: keys may reach swap; allow it (LimitMEMLOCK=infinity in the systemd unit, or CAP_IPC_LOCK), or set disable_mlock where swap is off"
+        );
+    }
     if let Err(error) = secret::disable_core_dumps() {
         tracing::warn!(%error, "core dumps cannot be switched off: a crash may write keys to the disk");
     }
@@ -162,6 +168,22 @@ fn keep_histograms_small(handle: PrometheusHandle) -> Result<(), Failure> {
     thread.map(drop).map_err(|error| Failure(format!("the metrics' thread does not start: {error}")))
 }
 
+/// What is logged of a panic. Its message may hold what was being worked on; its place is enough to find it.
+fn place_of(panic: &std::panic::PanicHookInfo<'_>) -> String {
+    panic.location().map(ToString::to_string).unwrap_or_default()
+}
+
+/// Raises the limit on open files as far as this process may: the soft limit is low for the sake of programs that
+/// use `select`, and each client's connection is a file.
+fn raise_open_files() -> std::io::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?;
+    }
+    Ok(())
+}
+
 fn install_log(level: LogLevel, format: LogFormat, config: &ServerConfig) -> Result<(), Failure> {
     let file = config.log_file.as_deref().map(|path| LogFile::open(path, config.log_rotation.clone()));
     let file = file.transpose().map_err(|e| Failure(format!("the log cannot be opened: log_file: {e}")))?;
@@ -178,4 +200,27 @@ fn say(text: &str) {
 fn tls_source(tls: &Arc<keystead_tls::ApiTls>) -> crate::api::TlsSource {
     let tls = tls.clone();
     Arc::new(move || tls.server_config())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn case_10_of_a_panic_its_place_is_logged_and_not_its_message() {
+        let told = Arc::new(parking_lot::Mutex::new(Vec::new()));
+        let (own, seen) = (std::thread::current().id(), told.clone());
+        // Other tests go on panicking as they used to.
+        let former = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| match std::thread::current().id() == own {
+            true => seen.lock().push(place_of(panic)),
+            false => former(panic),
+        }));
+        let value = "canary-panic-3a6d";
+        let panicked = std::panic::catch_unwind(|| panic!("cannot work with {value}"));
+        assert!(panicked.is_err());
+        let told = told.lock().clone();
+        let [place] = &told[..] else { panic!("{told:?}") };
+        assert!(place.contains("src/server/mod.rs:") && !place.contains("canary"), "{place}");
+    }
 }
