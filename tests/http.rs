@@ -64,7 +64,7 @@ async fn ambiguous_paths_are_refused_before_anything_else_looks_at_them() {
 }
 
 #[tokio::test]
-async fn hostile_bodies_are_refused_and_do_not_come_back_in_the_answer() {
+async fn case_08_hostile_bodies_are_refused_and_do_not_come_back_in_the_answer() {
     let cluster = one_ready().await;
     let node = cluster.at(0);
     let client = node.client();
@@ -157,7 +157,7 @@ async fn methods_are_answered_as_vault_answers_them() {
 }
 
 #[tokio::test]
-async fn headers_are_bounded_and_read_as_vault_reads_them() {
+async fn case_08_headers_are_bounded_and_read_as_vault_reads_them() {
     let cluster = one_ready().await;
     let huge = format!("X-Huge: {}\r\n", "x".repeat(2 << 20));
     let (got, answer) = raw_request(&cluster, "GET /v1/secret/data/a", &huge, b"").await;
@@ -197,7 +197,7 @@ async fn plain_http_to_the_tls_port_is_told_so() {
 }
 
 #[tokio::test]
-async fn garbage_and_dawdlers_on_the_api_port_leave_the_node_answering() {
+async fn case_08_garbage_and_dawdlers_on_the_api_port_leave_the_node_answering() {
     let cluster = one_ready().await;
     let node = cluster.at(0);
     let before = resident_kib(node.pid()).unwrap();
@@ -241,7 +241,7 @@ async fn an_answer_that_was_forwarded_reads_like_any_other() {
 }
 
 #[tokio::test]
-async fn bodies_that_are_promised_and_never_sent_take_no_memory() {
+async fn case_08_bodies_that_are_promised_and_never_sent_take_no_memory() {
     let cluster = one_ready().await;
     let node = cluster.at(0);
     let before = resident_kib(node.pid()).unwrap();

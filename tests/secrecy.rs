@@ -9,17 +9,21 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use common::three;
 use keystead_chaos::{Cluster, scan::scan};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Texts that occur nowhere but where a test put them.
 const NAMES: [&str; 4] = ["canary-folder-77ab", "canary-key-19f3", "canary-field-c08d", "canary-mount-52e6"];
 const VALUES: [&str; 3] = ["canary-value-aa91-text", "canary-nested-4b7d", "canary-meta-e21c"];
-const TYPED: [&str; 5] = [
+/// A number is as secret as a text.
+const NUMBERS: [&str; 2] = ["918273645546372819", "27182818284590452.353602874713"];
+const TYPED: [&str; 7] = [
     "canary-token-90d1",
     "canary-query-3e8f",
     "canary-broken-b6a0",
     "canary-header-f4c7",
     "canary-share-d15e",
+    "canary-agent-83b7",
+    "canary-raw-2c4e",
 ];
 
 async fn use_it(cluster: &Cluster) {
@@ -27,7 +31,9 @@ async fn use_it(cluster: &Cluster) {
     let [value, nested, meta] = VALUES;
     let node = cluster.at(0);
     let path = format!("{folder}/{key}");
-    node.put(&path, &json!({ field: value, "more": { "list": [nested, 1234567890123u64] } })).await.unwrap();
+    node.put(&path, &json!({ field: value, "more": { "list": [nested, number(0), { "deep": number(1) }] } }))
+        .await
+        .unwrap();
     let body = json!({ "type": "kv", "description": meta });
     node.call("POST", &format!("sys/mounts/{mount}"), Some(&body)).await.unwrap().ok().unwrap();
     node.call("POST", &format!("{mount}/{key}"), Some(&json!({ field: value }))).await.unwrap().ok().unwrap();
@@ -37,9 +43,13 @@ async fn use_it(cluster: &Cluster) {
     }
 }
 
+fn number(n: usize) -> Value {
+    serde_json::from_str(NUMBERS[n]).unwrap()
+}
+
 /// Requests that fail in every way in which a careless server would log what it was sent.
 async fn abuse_it(cluster: &Cluster) {
-    let [token, query, broken, header, share] = TYPED;
+    let [token, query, broken, header, share, agent, raw] = TYPED;
     let [folder, key, ..] = NAMES;
     for at in 0..3 {
         let client = cluster.at(at).client();
@@ -52,6 +62,24 @@ async fn abuse_it(cluster: &Cluster) {
         drop(client.send("GET", &format!("/v1/{path}"), Bytes::new(), &[("X-Vault-Wrap-TTL", header)]).await);
         drop(client.send("GET", &format!("/v1/{path}/../{broken}"), Bytes::new(), &[]).await);
         drop(client.call("PUT", "sys/unseal", Some(&json!({ "key": share }))).await);
+        let (json, form) = ("application/json", "application/x-www-form-urlencoded");
+        for (kind, body) in [
+            (json, format!("\"{raw}\"")),
+            (json, format!("[{{\"{raw}\": [\"{raw}\"]}}]")),
+            (json, NUMBERS[0].to_owned()),
+            (json, format!("{{\"data\": {}}}", NUMBERS[1])),
+            (json, format!("{{\"data\": {{\"{raw}\": {}}}, \"options\": \"{raw}\"}}", NUMBERS[0])),
+            (form, format!("data={raw}&options={}&{raw}=%zz", NUMBERS[0])),
+            ("text/plain", raw.to_owned()),
+        ] {
+            let headers = [("Content-Type", kind), ("User-Agent", agent), ("X-Canary", agent)];
+            let answer =
+                client.send("POST", &format!("/v1/{path}"), Bytes::from(body), &headers).await.unwrap();
+            assert!(answer.status >= 400, "{}", answer.text());
+            for canary in [raw, agent, NUMBERS[0], NUMBERS[1]] {
+                assert!(!answer.text().contains(canary), "echoed: {}", answer.text());
+            }
+        }
         let cas = json!({ "data": { "x": broken }, "options": { "cas": broken } });
         drop(client.call("POST", &path, Some(&cas)).await);
         drop(client.call("POST", &format!("nosuch/{broken}"), Some(&json!({ "a": broken }))).await);
@@ -64,11 +92,13 @@ async fn abuse_it(cluster: &Cluster) {
 }
 
 #[tokio::test]
-async fn no_disk_and_no_log_shows_a_name_a_value_a_token_or_a_share() {
+async fn case_10_no_disk_and_no_log_shows_a_name_a_value_a_token_or_a_share() {
     let cluster =
         Box::pin(three().configure(|_, config| config.log_level = "trace".into()).ready()).await.unwrap();
     use_it(&cluster).await;
     abuse_it(&cluster).await;
+    let own = cluster.at(0).call("GET", "auth/token/lookup-self", None).await.unwrap().ok().unwrap().data();
+    let accessor = own["accessor"].as_str().unwrap().to_owned();
     let leader = cluster.leader().await.unwrap();
     cluster.at(leader).kill();
     cluster.serves(cluster.others(leader)[0], Duration::from_secs(20)).await.unwrap();
@@ -80,8 +110,8 @@ async fn no_disk_and_no_log_shows_a_name_a_value_a_token_or_a_share() {
 
     let keys = cluster.keys();
     let mut texts: Vec<String> =
-        [&NAMES[..], &VALUES, &TYPED].concat().iter().map(|text| text.to_string()).collect();
-    texts.push(keys.root_token.clone());
+        [&NAMES[..], &VALUES, &TYPED, &NUMBERS].concat().iter().map(|text| text.to_string()).collect();
+    texts.extend([keys.root_token.clone(), accessor]);
     for share in &keys.shares {
         texts.push(share.clone());
         let bytes = STANDARD.decode(share).unwrap();

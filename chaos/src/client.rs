@@ -4,7 +4,7 @@
 //! out again only if it certainly did not go out the first time.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -17,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
 use crate::{Error, Result};
@@ -91,13 +91,14 @@ pub struct Client {
     tls: Option<Arc<ClientConfig>>,
     token: Option<String>,
     timeout: Duration,
+    source: Option<IpAddr>,
     idle: Arc<Mutex<Vec<SendRequest<Full<Bytes>>>>>,
 }
 
 impl Client {
     /// A client for an address; over TLS if a configuration is given.
     pub fn new(address: SocketAddr, tls: Option<Arc<ClientConfig>>) -> Self {
-        Self { address, tls, token: None, timeout: TIMEOUT, idle: Arc::default() }
+        Self { address, tls, token: None, timeout: TIMEOUT, source: None, idle: Arc::default() }
     }
 
     /// The same client with a token.
@@ -119,6 +120,14 @@ impl Client {
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
+    }
+
+    /// The same client, with connections of its own that come from another address of this machine. All of
+    /// 127.0.0.0/8 is, on Linux.
+    #[must_use]
+    pub fn coming_from(mut self, source: IpAddr) -> Self {
+        self.source = Some(source);
+        self.fresh()
     }
 
     /// The same client with connections of its own.
@@ -207,7 +216,7 @@ impl Client {
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>> {
         let unsent = |error: std::io::Error| Error::NotSent(format!("{}: {error}", self.address));
-        let tcp = TcpStream::connect(self.address).await.map_err(unsent)?;
+        let tcp = connect(self.source, self.address).await.map_err(unsent)?;
         tcp.set_nodelay(true).map_err(unsent)?;
         match &self.tls {
             None => handshake(TokioIo::new(tcp)).await,
@@ -235,6 +244,17 @@ impl Client {
             idle.push(connection);
         }
     }
+}
+
+/// Connects, from a certain address of this machine if one is given.
+///
+/// # Errors
+/// What the system says.
+pub async fn connect(source: Option<IpAddr>, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let Some(source) = source else { return TcpStream::connect(to).await };
+    let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.bind(SocketAddr::new(source, 0))?;
+    socket.connect(to).await
 }
 
 async fn handshake<T>(io: TokioIo<T>) -> Result<SendRequest<Full<Bytes>>>

@@ -7,6 +7,8 @@
 //! image, and the buffers of TLS and HTTP through which shares and tokens come in.
 #![cfg_attr(test, allow(clippy::unwrap_used))] // in a test, a panic is the report
 
+#[cfg(test)]
+mod comparison_tests;
 mod keys;
 mod lock;
 mod stack;
