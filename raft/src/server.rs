@@ -362,7 +362,7 @@ impl Server {
                     self.check_possible(&request).map_err(std::io::Error::other)?;
                     // Room is left for what was taken before. The leader tries again, slower and slower; heartbeats
                     // go on.
-                    if only_commands(&request) && self.own.now().disk_full {
+                    if self.must_wait_for_room(&request) {
                         streams.remove(&frame.stream);
                         let end =
                             Frame { kind: Kind::End, flags: 0, stream: frame.stream, payload: Bytes::new() };
@@ -413,6 +413,26 @@ impl Server {
             return Err("an append contradicts what is committed".into());
         }
         Ok(())
+    }
+
+    /// Whether an append that brings commands must wait for room on a full disk.
+    ///
+    /// The first entry of a leader's term must not, nor what lies before it: until it is committed nobody serves reads. So what
+    /// a new leader sends is taken while there is some of the room that is kept for such things.
+    fn must_wait_for_room(&self, request: &AppendEntriesRequest<TypeConfig>) -> bool {
+        if !self.own.now().disk_full {
+            return false;
+        }
+        let command = |entry: &RaftEntry| matches!(entry.payload, EntryPayload::Normal(_));
+        let Some(last) = request.entries.last() else { return false };
+        if !request.entries.iter().all(command) {
+            return false;
+        }
+        let Some(own) = self.raft.data_metrics().borrow_watched().last_log else { return true };
+        let space = self.own.disk().status().space;
+        let new_leader = *own.leader_id < request.vote.leader_id.term;
+        last.log_id.index > own.index
+            && !(new_leader && space.free_bytes >= space.watermarks().full_bytes / 4)
     }
 
     /// Feeds one stream to the library and sends its answers back in order.
@@ -637,13 +657,6 @@ impl Server {
         // A request that broke may have been executed before; an empty answer says that nobody knows.
         Ok(served.unwrap_or_default())
     }
-}
-
-/// Whether an append can wait for room. The first entry of a leader's term cannot: until it is committed, nobody
-/// serves reads.
-fn only_commands(request: &AppendEntriesRequest<TypeConfig>) -> bool {
-    let command = |entry: &RaftEntry| matches!(entry.payload, EntryPayload::Normal(_));
-    !request.entries.is_empty() && request.entries.iter().all(command)
 }
 
 /// The snapshot that this caller has begun.
