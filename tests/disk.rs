@@ -55,15 +55,18 @@ impl Disk {
         }
     }
 
-    /// Takes all but so much, and again when the node has given its ballast up for it.
+    /// Takes all but so much, and again when the node has given its ballast up for it: its blocks may come free a
+    /// moment after its name is gone.
     async fn fill_up(&self, but_mib: u64) {
+        let mut looks = 0;
         wait::until_now("the ballast to go", SOON, || {
+            let taken = self.free_mib() <= but_mib && !self.0.join("data/ballast").exists();
             self.leave_mib(but_mib);
-            if self.0.join("data/ballast").exists() { Err("it is there".to_owned()) } else { Ok(()) }
+            looks = if taken { looks + 1 } else { 0 };
+            if looks >= 10 { Ok(()) } else { Err(format!("{} MiB free", self.free_mib())) }
         })
         .await
         .unwrap();
-        self.leave_mib(but_mib);
     }
 
     fn clear(&self) {

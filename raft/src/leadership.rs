@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use keystead_storage::{RaftLog, SLOW_SYNC, SealedState};
+use keystead_storage::{RaftLog, SealedState};
 use openraft::async_runtime::watch::WatchReceiver as _;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -262,8 +262,9 @@ impl Watcher {
             }
             (metrics.current_term, metrics.state.is_leader(), metrics.current_leader)
         };
-        // A core whose vote waits for a disk that hangs does not learn that another leads.
-        if self.own.disk().running() > SLOW_SYNC
+        // A core whose vote waits for the disk does not learn that another leads, and heartbeats are not answered
+        // before what came earlier is written.
+        if self.own.disk().is_stalled()
             && let Some(leader) = self.peers.leading(self.lease * 2).and_then(|id| self.info(id))
         {
             return Leadership { term, leader: Some(leader), is_self: false, active_since_ms: 0 };

@@ -86,6 +86,11 @@ impl DiskWatch {
         Duration::from_micros(running.unwrap_or(0))
     }
 
+    /// Whether something that was to be written is held up: by a sync that hangs, or for want of room.
+    pub fn is_stalled(&self) -> bool {
+        self.space.is_waited_for() || self.running() > SLOW_SYNC
+    }
+
     /// Has the syncs of a database looked at.
     pub(crate) fn add_meter(&self, meter: &Arc<SyncMeter>) {
         let mut meters = self.meters.lock();

@@ -11,7 +11,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -120,6 +120,7 @@ pub struct Space {
     free_bytes: AtomicU64,
     total_bytes: AtomicU64,
     level: AtomicU8,
+    waiting: AtomicU32,
 }
 
 struct Look {
@@ -155,6 +156,7 @@ impl Space {
             free_bytes: AtomicU64::new(0),
             total_bytes: AtomicU64::new(0),
             level: AtomicU8::new(SpaceLevel::Ample as u8),
+            waiting: AtomicU32::new(0),
         };
         space.look()?;
         Ok(space)
@@ -172,6 +174,11 @@ impl Space {
             total_bytes: self.total_bytes.load(Ordering::Relaxed),
             level,
         }
+    }
+
+    /// Whether somebody waits for room.
+    pub fn is_waited_for(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// Looks at the file system, and removes the ballast where it is needed.
@@ -207,6 +214,7 @@ impl Space {
             return Ok(());
         }
         let need = bytes.saturating_mul(2) + OVERHEAD_BYTES;
+        let mut waiting = None;
         loop {
             // A file system that does not say how much is free is found out by the write itself.
             let Ok(free) = self.look_now(&mut look, need) else { return Ok(()) };
@@ -217,6 +225,7 @@ impl Space {
             if give_up() {
                 return Err(StorageError::Full { path: self.path.clone(), free_bytes: free });
             }
+            waiting.get_or_insert_with(|| Waiting::new(&self.waiting));
             self.looked.wait_for(&mut look, WAIT);
         }
     }
@@ -268,6 +277,22 @@ impl Space {
                 "the disk is full, and this node takes nothing new: free space on this file system or enlarge it, then everything goes on by itself"
             ),
         }
+    }
+}
+
+/// Counts one writer as waiting for as long as it lives.
+struct Waiting<'a>(&'a AtomicU32);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicU32) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -399,13 +424,16 @@ mod tests {
         assert!(matches!(error, StorageError::Full { free_bytes: 0, .. }), "{error}");
         let looks = AtomicU64::new(0);
         let freeing = || {
-            if looks.fetch_add(1, Ordering::Relaxed) == 2 {
+            let seen = looks.fetch_add(1, Ordering::Relaxed);
+            assert_eq!(space.is_waited_for(), seen > 0);
+            if seen == 2 {
                 free.store(3 * MIB, Ordering::Relaxed);
             }
             false
         };
         space.wait_for_room(MIB, freeing).unwrap();
         assert_eq!(looks.load(Ordering::Relaxed), 3);
+        assert!(!space.is_waited_for());
         assert_eq!(space.view().level, SpaceLevel::Full, "enough for this write, and for nothing new");
     }
 
