@@ -12,7 +12,7 @@ use crate::{
     core::{
         error::ApiError,
         gojson,
-        response::{Answer, Logical, Response},
+        response::{Answer, Logical, Response, Secret},
     },
 };
 
@@ -34,6 +34,7 @@ pub fn render(response: Response) -> Rendered {
         Ok(Answer::Logical(logical) | Answer::Missing(logical)) => {
             json(gojson::to_string(&Envelope { id: response.id, logical: &logical }))
         }
+        Ok(Answer::Secret(secret)) => json(secret_document(response.id, &secret)),
         Ok(Answer::Raw(body) | Answer::Health { body, .. }) => json(body),
         Ok(Answer::Text { content_type, body }) => {
             Rendered { body: Some(body), content_type: Some(content_type) }
@@ -41,6 +42,24 @@ pub fn render(response: Response) -> Rendered {
         Ok(Answer::Redirect { .. }) => Rendered { body: None, content_type: None },
         Err(error) => json(gojson::to_string(&Errors(&error))),
     }
+}
+
+/// The document that [`Envelope`] would give for the same data, without reading the secret's text.
+fn secret_document(id: RequestId, secret: &Secret) -> String {
+    let mut out = String::with_capacity(secret.text.len() + 512);
+    out.push_str("{\"request_id\":\"");
+    out.push_str(&MountId(id.0).to_string());
+    out.push_str("\",\"lease_id\":\"\",\"renewable\":false,\"lease_duration\":0,\"data\":{\"data\":");
+    gojson::escape_markup(&mut out, &secret.text);
+    out.push_str(",\"metadata\":");
+    out.push_str(&gojson::to_string(&secret.metadata));
+    out.push_str("},\"wrap_info\":null,\"warnings\":");
+    match secret.warnings.as_slice() {
+        [] => out.push_str("null"),
+        warnings => out.push_str(&gojson::to_string(warnings)),
+    }
+    out.push_str(",\"auth\":null}");
+    out
 }
 
 struct Errors<'a>(&'a ApiError);
@@ -107,6 +126,22 @@ mod tests {
         let shown = body(Ok(Answer::duplicated(data).with_warnings(vec!["w".to_owned()])));
         assert!(shown.starts_with(r#"{"a":"\u003cx\u003e\u0026","b":2.50,"request_id":"#), "{shown}");
         assert!(shown.contains(r#""warnings":["w"],"auth":null}"#), "{shown}");
+    }
+
+    #[test]
+    fn a_secret_is_shown_as_the_same_data_would_be() {
+        let text = r#"{"a<b":"x&y>\u2028\"\\é","n":2.50,"o":{"l":[1,null,true]}}"#;
+        let text = text.replace("\\u2028", "\u{2028}");
+        let metadata = text_to_map(r#"{"version":3,"custom_metadata":{"<k>":"v"}}"#).unwrap();
+        for warnings in [Vec::new(), vec!["<w>".to_owned()]] {
+            let mut data = text_to_map("{}").unwrap();
+            data.insert("data".to_owned(), text_to_map(&text).unwrap().into());
+            data.insert("metadata".to_owned(), metadata.clone().into());
+            let secret =
+                Secret { text: text.clone().into(), metadata: metadata.clone(), warnings: warnings.clone() };
+            let shown = body(Ok(Answer::Secret(secret)));
+            assert_eq!(shown, body(Ok(Answer::data(data).with_warnings(warnings))));
+        }
     }
 
     #[test]

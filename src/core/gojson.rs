@@ -16,20 +16,38 @@ pub fn to_string<T: Serialize + ?Sized>(value: &T) -> String {
     String::from_utf8(out).expect("serde_json writes UTF-8")
 }
 
+/// Appends a JSON document with Go's escaping. What is escaped stands only inside strings, so that the document need not
+/// be understood for it.
+pub fn escape_markup(out: &mut String, document: &str) {
+    let mut plain = 0;
+    for (at, character) in document.char_indices() {
+        if let Some(escaped) = escaped(character) {
+            out.push_str(&document[plain..at]);
+            out.push_str(escaped);
+            plain = at + character.len_utf8();
+        }
+    }
+    out.push_str(&document[plain..]);
+}
+
+fn escaped(character: char) -> Option<&'static str> {
+    Some(match character {
+        '<' => "\\u003c",
+        '>' => "\\u003e",
+        '&' => "\\u0026",
+        '\u{2028}' => "\\u2028",
+        '\u{2029}' => "\\u2029",
+        _ => return None,
+    })
+}
+
 struct GoFormatter(CompactFormatter);
 
 impl Formatter for GoFormatter {
     fn write_string_fragment<W: io::Write + ?Sized>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
         let mut plain = 0;
         for (at, character) in text.char_indices() {
-            let escaped = match character {
-                '<' => "\\u003c",
-                '>' => "\\u003e",
-                '&' => "\\u0026",
-                '\u{2028}' => "\\u2028",
-                '\u{2029}' => "\\u2029",
-                _ => continue,
-            };
+            let Some(escaped) = escaped(character) else { continue };
             self.0.write_string_fragment(out, &text[plain..at])?;
             out.write_all(escaped.as_bytes())?;
             plain = at + character.len_utf8();

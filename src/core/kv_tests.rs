@@ -9,7 +9,7 @@ use super::{
     error::ApiError,
     request::Operation,
     response::Answer,
-    test_replica::{TestNode, leader},
+    test_replica::{TestNode, leader, logical},
 };
 
 fn missing(answer: Result<Answer, ApiError>) -> Value {
@@ -77,8 +77,7 @@ async fn kv2_keeps_versions_and_forgets_the_oldest() {
     }
     assert_eq!(node.data("secret/data/a").await["data"]["n"].to_string(), "12");
     let old = node.call(Operation::Read, "secret/data/a", r#"{"version":"3"}"#).await.unwrap();
-    let Answer::Logical(old) = old else { panic!() };
-    assert_eq!(old.data.unwrap()["data"]["n"].to_string(), "3");
+    assert_eq!(logical(old).data.unwrap()["data"]["n"].to_string(), "3");
     let gone = node.call(Operation::Read, "secret/data/a", r#"{"version":"2"}"#).await;
     assert_eq!(gone, Err(ApiError::NotFound));
     let meta = node.data("secret/metadata/a").await;
@@ -151,7 +150,7 @@ async fn kv2_versions_expire_by_cluster_time() {
     assert_eq!(node.data("secret/config").await["delete_version_after"], "1h0m0s");
     node.write("secret/data/e", r#"{"data":{"n":1}}"#).await.unwrap();
     node.replica.shared.advance(Duration::from_secs(3_590));
-    assert!(matches!(node.read("secret/data/e").await, Ok(Answer::Logical(_))));
+    assert!(matches!(node.read("secret/data/e").await, Ok(Answer::Secret(_))));
     node.replica.shared.advance(Duration::from_secs(20));
     missing(node.read("secret/data/e").await);
 }
@@ -257,8 +256,7 @@ async fn a_mount_without_versions_gets_them_in_place() {
     node.write("kv1/data/a", r#"{"data":{"p":"new"},"options":{"cas":1}}"#).await.unwrap();
     assert_eq!(node.data("kv1/data/a").await["data"]["p"], "new");
     let first = node.call(Operation::Read, "kv1/data/a", r#"{"version":"1"}"#).await.unwrap();
-    let Answer::Logical(first) = first else { panic!() };
-    assert_eq!(first.data.unwrap()["data"]["p"], "a");
+    assert_eq!(logical(first).data.unwrap()["data"]["p"], "a");
 
     node.call(Operation::Delete, "kv1/data/dir/b", "{}").await.unwrap();
     assert_eq!(missing(node.read("kv1/data/dir/b").await)["data"], Value::Null);

@@ -29,7 +29,7 @@ use super::{
     },
     path::RequestPath,
     request::{Operation, Request},
-    response::{Answer, text_to_map},
+    response::{Answer, Logical, Response, text_to_map},
 };
 use crate::{
     barrier::{Barrier, Keyring, VaultId},
@@ -458,7 +458,7 @@ impl TestNode {
     /// The data of a read that succeeds.
     pub async fn data(&self, path: &str) -> Value {
         match self.read(path).await {
-            Ok(Answer::Logical(logical)) => Value::Object(logical.data.unwrap_or_default()),
+            Ok(answer) => Value::Object(logical(answer).data.unwrap_or_default()),
             other => panic!("{path}: {other:?}"),
         }
     }
@@ -472,5 +472,14 @@ impl TestNode {
             }
             other => panic!("{path}: {other:?}"),
         }
+    }
+}
+
+/// An answer in an envelope, as another node would get it.
+pub fn logical(answer: Answer) -> Logical {
+    let response = Response { id: RequestId::NONE, result: Ok(answer) };
+    match Response::decode(&response.encode().unwrap()).unwrap().result {
+        Ok(Answer::Logical(logical)) => logical,
+        other => panic!("{other:?}"),
     }
 }

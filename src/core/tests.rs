@@ -267,7 +267,7 @@ async fn a_standby_serves_reads_and_forwards_writes() {
     );
     let mut served = request(Operation::Read, "secret/data/f", "{}");
     served.no_forward = true;
-    assert!(matches!(standby.core.handle(served).await.result, Ok(Answer::Logical(_))));
+    assert!(matches!(standby.core.handle(served).await.result, Ok(Answer::Secret(_))));
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! KV with versions, check-and-set, soft deletion and destruction.
 
 use serde_json::{Map, Value};
+use zeroize::Zeroizing;
 
 use super::{
     EngineRequest,
@@ -14,7 +15,7 @@ use crate::core::{
     mounts::MountEntry,
     path::segments,
     request::Operation,
-    response::{Answer, Logical},
+    response::{Answer, Logical, Secret},
     time::go_duration,
     txn::Transaction,
 };
@@ -151,8 +152,8 @@ enum Change {
 
 /// What a version's number leads to.
 enum Found {
-    /// Metadata to show, and the data.
-    Alive(Map<String, Value>, Value),
+    /// Metadata to show, and the data as stored.
+    Alive(Map<String, Value>, Zeroizing<Vec<u8>>),
     /// Deleted or destroyed: metadata only.
     Gone(Map<String, Value>),
 }
@@ -188,9 +189,7 @@ impl Key<'_> {
         let bytes = meta
             .read(self.place, &self.segments, number, txn)?
             .ok_or_else(|| ApiError::internal("reading a version", &"could not find version data"))?;
-        let data =
-            json::parse_own(&bytes).map_err(|error| ApiError::internal("reading a version", &error))?;
-        Ok(Found::Alive(shown, data))
+        Ok(Found::Alive(shown, bytes))
     }
 
     fn read(&self, txn: &mut Transaction) -> Result<Answer, ApiError> {
@@ -198,16 +197,18 @@ impl Key<'_> {
         let number = self.version_field()?;
         let meta = self.meta(txn)?.ok_or(ApiError::NotFound)?;
         let warnings = fields.unknown_warning(&["version"]);
-        let (found, data) = match self.find(&meta, number, txn)? {
-            Found::Alive(shown, data) => (shown, Some(data)),
-            Found::Gone(shown) => (shown, None),
+        let (metadata, bytes) = match self.find(&meta, number, txn)? {
+            Found::Alive(shown, bytes) => (shown, bytes),
+            Found::Gone(shown) => {
+                let mut body = Map::new();
+                body.insert("data".to_owned(), Value::Null);
+                body.insert("metadata".to_owned(), shown.into());
+                return Ok(Answer::Missing(Logical { data: Some(body), warnings, ..Logical::default() }));
+            }
         };
-        let missing = data.is_none();
-        let mut body = Map::new();
-        body.insert("data".to_owned(), data.unwrap_or(Value::Null));
-        body.insert("metadata".to_owned(), found.into());
-        let logical = Logical { data: Some(body), warnings, ..Logical::default() };
-        Ok(if missing { Answer::Missing(logical) } else { Answer::Logical(logical) })
+        let text =
+            std::str::from_utf8(&bytes).map_err(|error| ApiError::internal("reading a version", &error))?;
+        Ok(Answer::Secret(Secret { text: text.to_owned().into(), metadata, warnings }))
     }
 
     fn subkeys(&self, txn: &mut Transaction) -> Result<Answer, ApiError> {
@@ -215,7 +216,7 @@ impl Key<'_> {
         let depth = Fields(self.data).count("depth")?;
         let meta = self.meta(txn)?.ok_or(ApiError::NotFound)?;
         let (shown, subkeys) = match self.find(&meta, number, txn)? {
-            Found::Alive(shown, data) => (shown, Some(without_leaves(data, depth))),
+            Found::Alive(shown, bytes) => (shown, Some(without_leaves(parsed(&bytes)?, depth))),
             Found::Gone(shown) => (shown, None),
         };
         let missing = subkeys.is_none();
@@ -256,7 +257,7 @@ impl Key<'_> {
         let meta = self.meta(txn)?.ok_or(ApiError::NotFound)?;
         self.check_and_set(&config, Some(&meta))?;
         let mut data = match self.find(&meta, 0, txn)? {
-            Found::Alive(_, data) => data,
+            Found::Alive(_, bytes) => parsed(&bytes)?,
             Found::Gone(shown) => {
                 return Ok(Answer::Missing(Logical { data: Some(shown), ..Logical::default() }));
             }
@@ -476,6 +477,10 @@ fn merge(target: &mut Value, patch: &Map<String, Value>) {
             }
         }
     }
+}
+
+fn parsed(text: &[u8]) -> Result<Value, ApiError> {
+    json::parse_own(text).map_err(|error| ApiError::internal("reading a version", &error))
 }
 
 /// The same tree of keys with every leaf `null`; objects `depth` levels down are leaves, 0 means none is.
