@@ -126,5 +126,5 @@ async fn case_27_an_older_validly_sealed_record_put_back_on_the_disk_is_recognis
     node.start().await.unwrap();
     let error = node.unseal(cluster.shares()).await.expect_err("an old record was taken").to_string();
     assert!(error.contains("digest") && error.contains("peers"), "{error}");
-    node.health(&[503], Duration::from_secs(2)).await.unwrap();
+    node.health(&[500], Duration::from_secs(2)).await.unwrap();
 }
