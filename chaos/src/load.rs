@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -181,76 +181,4 @@ async fn write(client: &Client, path: &str, history: &Mutex<History>) {
         history.refusals.push(error.to_string());
     }
     history.writes.insert(path.into(), ended);
-}
-
-/// What a measurement found.
-#[derive(Debug, Clone, Copy)]
-pub struct Rate {
-    /// Requests answered with success, per second.
-    pub per_second: f64,
-    /// Requests answered otherwise.
-    pub failed: u64,
-    /// Half of the answers took at most this long.
-    pub median: Duration,
-    /// 99 of 100 answers took at most this long.
-    pub p99: Duration,
-}
-
-/// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Reading one of a hundred keys.
-    Get,
-    /// Writing one of a hundred keys per connection.
-    Put,
-}
-
-/// Sends requests over `connections` connections, each waiting for its answer, for a while.
-///
-/// # Errors
-/// [`Error::Broken`] when nothing succeeded.
-pub async fn measure(client: &Client, kind: Kind, connections: usize, length: Duration) -> Result<Rate> {
-    let end = Instant::now() + length;
-    let start = Instant::now();
-    let tasks: Vec<_> = (0..connections)
-        .map(|connection| {
-            let client = client.clone().fresh();
-            tokio::spawn(async move {
-                let (mut times, mut failed, mut n) = (Vec::new(), 0, 0u64);
-                while Instant::now() < end {
-                    let begun = Instant::now();
-                    let result = match kind {
-                        Kind::Get => {
-                            client.call("GET", &format!("secret/data/bench/{}", n % 100), None).await
-                        }
-                        Kind::Put => {
-                            let path = format!("secret/data/bench/{connection}/{}", n % 100);
-                            let body: Value =
-                                json!({ "data": { "password": "0123456789abcdef0123456789abcdef" } });
-                            client.call("POST", &path, Some(&body)).await
-                        }
-                    };
-                    match result.and_then(|response| response.ok()) {
-                        Ok(_) => times.push(begun.elapsed()),
-                        Err(_) => failed += 1,
-                    }
-                    n += 1;
-                }
-                (times, failed)
-            })
-        })
-        .collect();
-    let (mut times, mut failed) = (Vec::new(), 0);
-    for task in tasks {
-        let (more, lost) = task.await.map_err(|error| Error::Broken(error.to_string()))?;
-        times.extend(more);
-        failed += lost;
-    }
-    times.sort_unstable();
-    if times.is_empty() {
-        return Err(Error::Broken(format!("no request of {failed} succeeded")));
-    }
-    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
-    let per_second = times.len() as f64 / start.elapsed().as_secs_f64();
-    Ok(Rate { per_second, failed, median: at(0.5), p99: at(0.99) })
 }
