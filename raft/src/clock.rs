@@ -25,6 +25,9 @@ struct Anchor {
     cluster_ns: u128,
     at: Instant,
     heard: Option<Instant>,
+    /// The latest time that anybody was told. Slewing sets time back by a part of what has passed since it was slewed
+    /// last, which somebody may have been told in between.
+    told_ns: u128,
 }
 
 const NS_PER_MS: u128 = 1_000_000;
@@ -32,6 +35,12 @@ const NS_PER_MS: u128 = 1_000_000;
 impl Anchor {
     fn now_ns(&self, now: Instant) -> u128 {
         self.cluster_ns + now.duration_since(self.at).as_nanos()
+    }
+
+    /// The time to be told: not earlier than any before.
+    fn tell_ms(&mut self, now: Instant) -> u64 {
+        self.told_ns = self.told_ns.max(self.now_ns(now));
+        to_ms(self.told_ns)
     }
 
     fn set(&mut self, cluster_ns: u128, now: Instant) {
@@ -52,7 +61,10 @@ impl ClusterClock {
     }
 
     fn with_wall(wall: fn() -> u64) -> Self {
-        Self { inner: Mutex::new(Anchor { cluster_ns: 0, at: Instant::now(), heard: None }), wall }
+        Self {
+            inner: Mutex::new(Anchor { cluster_ns: 0, at: Instant::now(), heard: None, told_ns: 0 }),
+            wall,
+        }
     }
 
     /// A live leader that holds the root key said what time it is.
@@ -92,8 +104,7 @@ impl ClusterClock {
 
     /// Cluster time now, as well as this node knows it.
     pub fn now_ms(&self) -> u64 {
-        let anchor = self.inner.lock();
-        to_ms(anchor.now_ns(Instant::now()))
+        self.inner.lock().tell_ms(Instant::now())
     }
 
     /// Cluster time now on the leader, slewed towards the wall clock. Never goes backwards.
@@ -107,7 +118,7 @@ impl ClusterClock {
         let slewed = if wall >= here { here + slew } else { here - slew };
         anchor.set(slewed, now);
         anchor.heard = Some(now);
-        to_ms(slewed)
+        anchor.tell_ms(now)
     }
 }
 
@@ -212,6 +223,20 @@ mod tests {
         let now = clock.tick_ms();
         let elapsed = started.elapsed().as_millis() as u64 + 1;
         assert!(now - 10_000 <= elapsed + elapsed / 10 + 1, "time leapt by {} ms", now - 10_000);
+    }
+
+    #[test]
+    fn slewing_takes_back_no_time_that_was_told() {
+        let clock = ClusterClock::with_wall(|| 1_000);
+        // Ten seconds have passed since the last tick, on a leader whose wall clock is far behind.
+        let before = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
+        clock.inner.lock().set(50_000 * NS_PER_MS, before);
+        let told = clock.now_ms();
+        assert!(told >= 60_000, "{told}");
+        assert!(clock.tick_ms() >= told, "an entry that was made at that time carries it");
+        assert!(clock.now_ms() >= told);
+        let slewed = clock.inner.lock().now_ns(Instant::now());
+        assert!(slewed < u128::from(told) * NS_PER_MS, "time is slewed all the same, and waits");
     }
 
     #[test]
