@@ -1,7 +1,6 @@
 //! The `keystead` binary: server and command line in one.
 
-/// Under a load of puts glibc's allocator took a seventh of a node's processor time, and it kept what it was given
-/// back. How this one is set up is in `.cargo/config.toml`. It has the names of C's: the compiler knows those, and makes one
+/// It costs less processor time per request than glibc's (`docs/performance.md`). How this one is set up is in `.cargo/config.toml`. It has the names of C's: the compiler knows those, and makes one
 /// `calloc`, which touches nothing, of an allocation that is filled with zeros (20 MiB of sled's statistics).
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

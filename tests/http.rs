@@ -301,3 +301,21 @@ async fn http2_is_spoken_with_those_who_ask_for_it() {
         assert_eq!((answer.status(), answer.version()), (http::StatusCode::OK, http::Version::HTTP_2));
     }
 }
+
+#[tokio::test]
+async fn requests_are_counted_by_operation_and_outcome() {
+    let cluster = one_ready().await;
+    let node = cluster.at(0);
+    let counted = async |operation: &str, outcome: &str| -> u64 {
+        let answer = node.call("GET", "sys/metrics?format=prometheus", None).await.unwrap();
+        let name =
+            format!("keystead_core_requests_total{{operation=\"{operation}\",outcome=\"{outcome}\"}} ");
+        let text = answer.text();
+        text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+    };
+    let before = (counted("delete", "ok").await, counted("list", "error").await);
+    node.call("DELETE", "secret/data/nothing", None).await.unwrap().ok().unwrap();
+    assert_eq!(node.call("LIST", "secret/metadata/nothing", None).await.unwrap().status, 404);
+    let after = (counted("delete", "ok").await, counted("list", "error").await);
+    assert_eq!(after, (before.0 + 1, before.1 + 1));
+}

@@ -140,10 +140,10 @@ impl DirectoryCache {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn sample() -> Directory {
+    pub(crate) fn sample() -> Directory {
         let member = DirectoryMember {
             incarnation: 11,
             node_id: "n1".into(),

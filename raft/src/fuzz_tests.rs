@@ -18,7 +18,7 @@ use openraft::{
 
 use crate::{
     codec::{self, DecodeError},
-    directory::{Directory, DirectoryMember},
+    directory::Directory,
     entry::{self, Body, EncodedBody, Header, Payload},
     frame::{self, Frame, Kind},
     hello::{Channel, Hello, Refusal},
@@ -149,18 +149,7 @@ fn vote(committed: bool) -> crate::types::RaftVote {
 }
 
 fn directory() -> Bytes {
-    let member = DirectoryMember {
-        incarnation: 11,
-        node_id: "n1".into(),
-        spki_sha256: [1; 32],
-        cluster_addr: "127.0.0.1:8201".into(),
-        api_addr: "https://127.0.0.1:8200".into(),
-        voter: true,
-        feature_level: 1,
-        joined_ms: 5,
-    };
-    let directory = Directory { cluster_id: [9; 16], epoch: 1, members: vec![member], tombstones: vec![3] };
-    directory.seal(|_| Ok::<_, DecodeError>([4; 32])).expect("signed")
+    crate::directory::tests::sample().seal(|_| Ok::<_, DecodeError>([4; 32])).expect("signed")
 }
 
 #[test]

@@ -87,7 +87,7 @@ pub struct Logical {
     pub warnings: Vec<String>,
 }
 
-/// A version of a secret: reading its text only to write it again would be a sixth of the vault's work for a read.
+/// A version of a secret. Its text is not read only to be written again.
 #[derive(Clone)]
 #[cfg_attr(test, derive(PartialEq))]
 pub struct Secret {
