@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::database::{SyncMeter, abort_on_panic};
+use crate::database::abort_on_panic;
 use crate::error::StorageError;
 use crate::space::{Space, SpaceView};
+use crate::sync_meter::SyncMeter;
 
 /// A sync that runs for longer than this makes the disk slow, and a leader hand over.
 pub const SLOW_SYNC: Duration = Duration::from_secs(1);

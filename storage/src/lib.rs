@@ -37,6 +37,7 @@ mod row_cache;
 mod scan;
 mod shared;
 mod state_disk;
+mod sync_meter;
 mod window;
 
 pub use database::expects_panic;

@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bytes::Bytes;
 
 use crate::codec;
-use crate::database::{BATCH_OPERATIONS, Database, SyncMeter, guarded};
+use crate::database::{BATCH_OPERATIONS, Database, guarded};
 use crate::digest::{LtHash, PlainApplied, from_plain, plain};
 use crate::error::StorageError;
 use crate::overlay::{BatchEnd, Before};
 use crate::row::{self, Row, Stored};
 use crate::snapshot::WindowMark;
+use crate::sync_meter::SyncMeter;
 use crate::window::{Remembered, Window};
 
 /// Reads mostly hit the overlay or repeat; what is beyond is the page cache's business.
