@@ -111,8 +111,9 @@ static int watched(void) {
     return active || tracing;
 }
 
-/* The rule that strikes now, if one does. All that match count, the first one that is due strikes. */
-static int strike(enum op op, const char *path, struct rule *found) {
+/* The rule that strikes now, if one does, and the generation it is of. All that match count, the first one that is due
+ * strikes. */
+static int strike(enum op op, const char *path, struct rule *found, uint64_t *generation) {
     int struck = 0;
     pthread_mutex_lock(&rules_lock);
     for (int at = 0; at < rule_count; at++) {
@@ -122,6 +123,7 @@ static int strike(enum op op, const char *path, struct rule *found) {
         if (struck || seen < rule->skip || seen - rule->skip >= rule->times) continue;
         __atomic_fetch_add(&cell->struck[at], 1, __ATOMIC_SEQ_CST);
         *found = *rule;
+        *generation = loaded;
         struck = 1;
     }
     pthread_mutex_unlock(&rules_lock);
@@ -136,9 +138,11 @@ static void sleep_ms(long ms) {
 /* What is to become of an operation: 0 it is done, 1 it is not and `result` is the answer, 2 it is cut to `length`. */
 static int judge(enum op op, const char *path, long *result, size_t *length) {
     struct rule rule = {0};
-    if (!active || !strike(op, path, &rule)) return 0;
+    uint64_t generation = 0;
+    if (!active || !strike(op, path, &rule, &generation)) return 0;
     switch (rule.action) {
     case FAIL:
+        sleep_ms(rule.argument);
         errno = (int)rule.error;
         *result = -1;
         return 1;
@@ -148,12 +152,11 @@ static int judge(enum op op, const char *path, long *result, size_t *length) {
     case DELAY:
         sleep_ms(rule.argument);
         return 0;
-    case HANG: {
-        /* Until the rules change. */
-        uint64_t generation = loaded;
+    case HANG:
+        /* Until the rules change. The generation is that of the rule: another thread may have read newer rules by now,
+         * after which nothing would change any more. */
         while (cell->generation == generation) sleep_ms(2);
         return 0;
-    }
     case LIE:
         *result = op == WRITE ? (long)*length : 0;
         return 1;

@@ -87,7 +87,7 @@ impl Op {
 
 #[derive(Clone, Copy, Debug)]
 enum Action {
-    Fail(Errno),
+    Fail(Errno, Duration),
     Short(usize),
     Delay(Duration),
     Hang,
@@ -110,7 +110,13 @@ impl Rule {
     /// Strikes operations of these kinds, on every path, from the first one on, with `EIO`.
     pub fn on(ops: &[Op]) -> Self {
         let ops = ops.iter().fold(0, |bits, op| bits | op.bit());
-        Self { ops, path: String::new(), skip: 0, times: u64::MAX, action: Action::Fail(Errno::IO) }
+        Self {
+            ops,
+            path: String::new(),
+            skip: 0,
+            times: u64::MAX,
+            action: Action::Fail(Errno::IO, Duration::ZERO),
+        }
     }
 
     /// Only on paths that contain this.
@@ -137,7 +143,13 @@ impl Rule {
     /// They fail.
     #[must_use]
     pub fn fails(self, error: Errno) -> Self {
-        self.does(Action::Fail(error))
+        self.does(Action::Fail(error, Duration::ZERO))
+    }
+
+    /// They fail, but only after so long: whoever is to learn of it is already waiting then.
+    #[must_use]
+    pub fn fails_after(self, time: Duration, error: Errno) -> Self {
+        self.does(Action::Fail(error, time))
     }
 
     /// Writes stop after so many bytes and say so.
@@ -176,10 +188,11 @@ impl Rule {
     }
 
     fn line(&self) -> String {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let (kind, argument, error) = match self.action {
-            Action::Fail(error) => (1, 0, error.raw_os_error()),
+            Action::Fail(error, after) => (1, ms(after), error.raw_os_error()),
             Action::Short(bytes) => (2, bytes as u64, 0),
-            Action::Delay(by) => (3, u64::try_from(by.as_millis()).unwrap_or(u64::MAX), 0),
+            Action::Delay(by) => (3, ms(by), 0),
             Action::Hang => (4, 0, 0),
             Action::Lie => (5, 0, 0),
             Action::Kill => (6, 0, 0),

@@ -17,6 +17,7 @@ use crate::datadir;
 use crate::doubt;
 use crate::error::StorageError;
 use crate::sync_meter::SyncMeter;
+use crate::write_alarm::WriteAlarm;
 
 /// Segments of 8 MiB: a leaf of 17 values of 64 KiB stays below a quarter of it, past which sled would
 /// move it to a blob. It cannot be changed once a database exists.
@@ -35,6 +36,8 @@ pub(crate) const BATCH_OPERATIONS: usize = 512;
 pub(crate) struct Database {
     /// There until it is dropped.
     db: Option<sled::Db>,
+    /// There as long as anybody may wait for a write.
+    alarm: Option<WriteAlarm>,
     file: File,
     dir: PathBuf,
     meter: Arc<SyncMeter>,
@@ -53,11 +56,12 @@ impl Database {
             .cache_capacity(cache_bytes)
             .flush_every_ms(None);
         let db = guarded(dir, || open_when_released(&config, dir))?;
+        let alarm = Some(WriteAlarm::start(&db, dir)?);
         let path = dir.join("db");
         let file = File::open(&path)
             .map_err(|e| StorageError::io(format!("open {} to sync it", path.display()), e))?;
-        let database =
-            Self { db: Some(db), file, dir: dir.to_owned(), meter: Arc::default(), failed: OnceLock::new() };
+        let (db, owned) = (Some(db), dir.to_owned());
+        let database = Self { db, alarm, file, dir: owned, meter: Arc::default(), failed: OnceLock::new() };
         database.check_blobs()?;
         // Opening wrote files; what is written from now on must find them after a power cut. sled never syncs the
         // one with its parameters, without which it does not open.
@@ -146,7 +150,10 @@ impl Drop for Database {
     /// sled syncs when it is closed and panics if it cannot. Nothing that was acknowledged hangs on that sync.
     fn drop(&mut self) {
         let db = self.db.take();
-        if caught(|| drop(db)).is_err() {
+        // What is left is written while the alarm is there: closing then waits for nothing.
+        let written = caught(|| db.as_ref().map(|db| db.flush()));
+        self.alarm = None;
+        if !matches!(written, Ok(None | Some(Ok(_)))) | caught(|| drop(db)).is_err() {
             tracing::error!(database = %self.dir.display(), "the database could not be synced when it was closed");
         }
     }

@@ -39,6 +39,7 @@ mod shared;
 mod state_disk;
 mod sync_meter;
 mod window;
+mod write_alarm;
 
 pub use database::expects_panic;
 pub use datadir::DataDir;

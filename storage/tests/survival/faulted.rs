@@ -1,5 +1,7 @@
 //! Every kind of operation with every kind of fault, at every point where it touches the disk.
 
+use std::time::Duration;
+
 use keystead_chaos::{Errno, Op, Rule};
 
 use crate::{
@@ -10,6 +12,8 @@ use crate::{
 
 /// What is struck.
 const DATA: &str = "watched/data/";
+/// How long a late failure takes: whoever asked for the write is waiting for it by then.
+const LATE: Duration = Duration::from_millis(50);
 
 /// A fault: kind and position.
 #[derive(Clone, Debug)]
@@ -26,7 +30,16 @@ pub struct Plan {
 pub const STEPS: [&str; 9] =
     ["append", "vote", "apply", "purge", "truncate", "install", "spool", "file", "reopen"];
 /// Kinds of faults.
-pub const FAULTS: [&str; 6] = ["failed-write", "short-write", "failed-sync", "failed-flush", "full", "names"];
+pub const FAULTS: [&str; 8] = [
+    "failed-write",
+    "late-write",
+    "short-write",
+    "failed-sync",
+    "failed-flush",
+    "late-flush",
+    "full",
+    "names",
+];
 
 impl Plan {
     /// Reads what [`Plan::text`] gave.
@@ -52,12 +65,14 @@ impl Plan {
         let writes = [Op::Write, Op::Truncate];
         match self.fault.as_str() {
             "failed-write" => vec![at(&writes).fails(Errno::IO)],
+            "late-write" => vec![at(&writes).fails_after(LATE, Errno::IO)],
             "short-write" => {
                 vec![at(&[Op::Write]).times(1).short(7), at(&[Op::Write]).skip(self.nth + 1).fails(Errno::IO)]
             }
             // Once: the kernel reports a lost page once and takes it for written from then on.
             "failed-sync" => vec![at(&[Op::Sync]).times(1).fails(Errno::IO)],
             "failed-flush" => vec![at(&[Op::Range]).times(1).fails(Errno::IO)],
+            "late-flush" => vec![at(&[Op::Range]).times(1).fails_after(LATE, Errno::IO)],
             "full" => vec![at(&[Op::Write, Op::Truncate, Op::Open, Op::Mkdir]).fails(Errno::NOSPC)],
             "names" => vec![at(&[Op::Open, Op::Rename, Op::Unlink, Op::Mkdir]).fails(Errno::IO)],
             other => panic!("no fault is called {other}"),

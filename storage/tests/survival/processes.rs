@@ -2,12 +2,15 @@
 
 use std::{
     fmt,
+    fs::{self, File},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
-use keystead_chaos::Faults;
+use keystead_chaos::{Faults, stacks::stacks};
 
 use crate::{
     faulted::Plan,
@@ -21,6 +24,10 @@ use crate::{
 pub const AGAIN: &str = "cargo test -p keystead-storage --test survival";
 /// Steps of a random script.
 pub const STEPS: usize = 110;
+/// How long a process may take; it needs a second or two. One that hangs is killed, and told with its stacks.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// How often its end is looked for.
+const POLL: Duration = Duration::from_millis(2);
 
 /// What a process is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,9 +36,10 @@ pub enum Role {
     Reader,
 }
 
-/// A process with a role.
+/// A process with a role. It dies with this value.
 pub struct Child {
     process: std::process::Child,
+    role: Role,
     base: PathBuf,
 }
 
@@ -50,6 +58,7 @@ impl Child {
         faults: Option<&Faults>,
     ) -> Result<Self, String> {
         let program = std::env::current_exe().map_err(|e| e.to_string())?;
+        let said = File::create(said(base)).map_err(|e| format!("what a {role:?} says: {e}"))?;
         let mut command = Command::new(program);
         command
             .args(["--exact", "a_process_with_a_role", "--ignored", "--nocapture"])
@@ -61,30 +70,69 @@ impl Child {
             .envs(variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+            .stderr(said);
         if let Some(faults) = faults {
             command.envs(faults.env());
         }
         let process = command.spawn().map_err(|e| format!("starting a {role:?}: {e}"))?;
-        Ok(Self { process, base: base.to_owned() })
+        Ok(Self { process, role, base: base.to_owned() })
     }
 
     /// Waits for its end.
-    pub fn wait(self) -> Result<Ended, String> {
-        let output = self.process.wait_with_output().map_err(|e| e.to_string())?;
-        Ok(Ended { status: output.status, said: String::from_utf8_lossy(&output.stderr).into_owned() })
+    pub fn wait(mut self) -> Result<Ended, String> {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.process.try_wait().map_err(|e| e.to_string())? {
+                return Ok(Ended { status, said: self.said() });
+            }
+            if started.elapsed() > DEADLINE {
+                return Err(self.hung());
+            }
+            sleep(POLL);
+        }
+    }
+
+    fn said(&self) -> String {
+        fs::read(said(&self.base))
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// What is told of one that does not end.
+    fn hung(&self) -> String {
+        let notes = fs::read_to_string(writer::notes(&self.base)).unwrap_or_default();
+        format!(
+            "the {:?} has not ended after {DEADLINE:?}; it noted last: {:?}\n{}\n{}",
+            self.role,
+            notes.lines().last(),
+            self.said(),
+            stacks(self.process.id())
+        )
     }
 
     /// Waits for the report of a reader.
     pub fn report(self) -> Result<String, String> {
         let path = self.base.join("report");
         let ended = self.wait()?;
-        let report = std::fs::read_to_string(path).unwrap_or_default();
+        let report = fs::read_to_string(path).unwrap_or_default();
         match report.strip_prefix("good\n") {
             Some(report) if ended.success() => Ok(report.to_owned()),
             _ => Err(format!("it cannot be read: {report} {ended}")),
         }
     }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // Fails only for a process that has ended.
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+/// Where a process's standard error goes.
+fn said(base: &Path) -> PathBuf {
+    base.join("said")
 }
 
 impl Ended {
@@ -114,13 +162,13 @@ pub fn base() -> Result<tempfile::TempDir, String> {
 
 /// Makes a base directory and the faults of its writer, with a trace of what it watches.
 pub fn watched(base: &Path) -> Result<Faults, String> {
-    std::fs::create_dir_all(base.join("watched")).map_err(|e| e.to_string())?;
+    fs::create_dir_all(base.join("watched")).map_err(|e| e.to_string())?;
     Faults::new(&base.join("faults")).map_err(|e| e.to_string())
 }
 
 /// What the writer noted.
 pub fn notes(base: &Path) -> Result<Notes, String> {
-    let text = std::fs::read_to_string(writer::notes(base)).map_err(|e| format!("notes: {e}"))?;
+    let text = fs::read_to_string(writer::notes(base)).map_err(|e| format!("notes: {e}"))?;
     Ok(Notes::parse(&text))
 }
 
@@ -145,7 +193,7 @@ pub fn play() {
                 Ok(report) => format!("good\n{report}"),
                 Err(why) => format!("bad\n{why}"),
             };
-            std::fs::write(base.join("report"), report).expect("the report can be written");
+            fs::write(base.join("report"), report).expect("the report can be written");
         }
     }
 }
