@@ -92,9 +92,10 @@ fn place(random: &mut Random, bytes: &[u8]) -> usize {
 /// Damages one file, or two, and says how.
 fn damage(image: &Path, random: &mut Random) -> String {
     let files = files(image);
-    let databases: Vec<_> = files.iter().filter(|path| path.ends_with("db")).collect();
+    let large = |path: &&PathBuf| path.ends_with("db") || path.extension().is_some_and(|kind| kind == "log");
+    let large: Vec<_> = files.iter().filter(large).collect();
     let file = if random.one_in(2) {
-        databases[random.below(databases.len() as u64) as usize].clone()
+        large[random.below(large.len() as u64) as usize].clone()
     } else {
         files[random.below(files.len() as u64) as usize].clone()
     };

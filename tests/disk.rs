@@ -292,7 +292,7 @@ async fn a_leader_whose_syncs_hang_hands_over_and_keeps_away_until_they_are_quic
     goes_on(&load, 20).await;
     let hung = cluster.leader().await.unwrap();
     let faults = cluster.at(hung).faults().unwrap();
-    faults.set(&[Rule::on(&[Op::Sync]).at("log/db").hangs()]).unwrap();
+    faults.set(&[Rule::on(&[Op::Sync]).at("/log/").hangs()]).unwrap();
     let start = Instant::now();
     let next = another_leads(&cluster, hung).await;
     let took = start.elapsed();
@@ -334,11 +334,11 @@ async fn a_failed_sync_or_write_stops_the_node_and_another_leads() {
     let load = load(&cluster);
     goes_on(&load, 20).await;
     let faults = [
-        (Rule::on(&[Op::Sync]).at("log/db").fails(Errno::IO), "log", "sync "),
+        (Rule::on(&[Op::Sync]).at("/log/").fails(Errno::IO), "log", "sync "),
         // Told of the write itself or of the flush after it, whichever meets it.
-        (Rule::on(&[Op::Write]).at("log/db").fails(Errno::IO), "log", ""),
+        (Rule::on(&[Op::Write]).at("/log/").fails(Errno::IO), "log", ""),
         // Space that went between the look and the write.
-        (Rule::on(&[Op::Write]).at("log/db").fails(Errno::NOSPC), "log", "no space left for "),
+        (Rule::on(&[Op::Write]).at("/log/").fails(Errno::NOSPC), "log", "no space left for "),
         (Rule::on(&[Op::Sync]).at("state/db").fails(Errno::IO), "state", "sync "),
     ];
     for (rule, what, why) in faults {

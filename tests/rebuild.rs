@@ -17,9 +17,10 @@ use keystead_chaos::{
 
 const AT_ONCE: Duration = Duration::from_secs(10);
 
-/// Cuts the end off what the log's database holds.
+/// Cuts the end off what the log's newest segment holds.
 fn cut_tail(cluster: &Cluster, at: usize) {
-    let path = cluster.at(at).data().join("log/db");
+    let segments = fs::read_dir(cluster.at(at).data().join("log")).unwrap();
+    let path = segments.map(|entry| entry.unwrap().path()).max().unwrap();
     let bytes = fs::read(&path).unwrap();
     let end = bytes.iter().rposition(|byte| *byte != 0).unwrap();
     OpenOptions::new().write(true).open(&path).unwrap().set_len(end as u64 * 2 / 3).unwrap();

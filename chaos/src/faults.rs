@@ -11,9 +11,9 @@
 //! let mut command = std::process::Command::new("keystead");
 //! command.envs(faults.env());
 //! // From now on every sync of the log hangs ...
-//! faults.set(&[Rule::on(&[Op::Sync]).at("log/db").hangs()])?;
+//! faults.set(&[Rule::on(&[Op::Sync]).at("/log/").hangs()])?;
 //! // ... and now the third write after this fails, once.
-//! faults.set(&[Rule::on(&[Op::Write]).at("log/db").skip(2).times(1).fails(Errno::NOSPC)])?;
+//! faults.set(&[Rule::on(&[Op::Write]).at("/log/").skip(2).times(1).fails(Errno::NOSPC)])?;
 //! assert_eq!(faults.struck(0)?, 0);
 //! faults.clear()?;
 //! # Ok(())

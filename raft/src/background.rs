@@ -17,7 +17,7 @@ const CHECKPOINT_ENTRIES: u64 = 1024;
 /// Time of writing between two digest checkpoints.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
 /// The log is purged when it is larger than this many bytes or a sixteenth of its file system, or by the library's
-/// count of entries. All of it is in memory: sled lets go of pages only where there are many more of them.
+/// count of entries.
 const LOG_BYTES: u64 = 32 << 20;
 
 impl Shared {

@@ -5,7 +5,11 @@
 
 use std::path::{Path, PathBuf};
 
-use keystead_storage::{StorageError, datadir::write_file_durably, error::REBUILD};
+use keystead_storage::{
+    StorageError,
+    datadir::{write_file_durably, written},
+    error::REBUILD,
+};
 use keystead_tls::NodeKey;
 use zeroize::{Zeroize, Zeroizing};
 
@@ -168,7 +172,7 @@ impl Identity {
 
 /// Without an identity a node joins anew, and it must not bring along what another incarnation had promised.
 fn never_had(data_dir: &Path, path: PathBuf) -> Result<Option<Identity>, IdentityError> {
-    match ["log/db", "state/db"].map(|name| data_dir.join(name)).into_iter().find(|data| data.exists()) {
+    match written(data_dir) {
         None => Ok(None),
         Some(data) => Err(IdentityError::Missing { path, data }),
     }
@@ -221,7 +225,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         assert!(Identity::load(dir.path()).expect("new").is_none());
         std::fs::create_dir(dir.path().join("log")).expect("make");
-        std::fs::write(dir.path().join("log/db"), "x").expect("write");
+        std::fs::write(dir.path().join("log/00000000000000000001.log"), "x").expect("write");
         let error = Identity::load(dir.path()).err().expect("lost").to_string();
         assert!(error.contains("identity is missing") && error.contains("raft rebuild"), "{error}");
     }

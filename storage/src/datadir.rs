@@ -13,9 +13,9 @@ use crate::promise::Promise;
 use crate::space::{Watermarks, statvfs};
 
 /// The format that this release writes.
-const FORMAT: u32 = 1;
-/// The oldest that there ever was.
-const FIRST_FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The oldest that it reads: 1 had the log in a database.
+const FIRST_FORMAT: u32 = 2;
 /// What the log has acknowledged, outside of the log.
 const PROMISE: &str = "promise";
 /// What belongs to one incarnation of a node, in the order in which it is removed: without an identity nothing
@@ -266,11 +266,17 @@ pub fn forget_promise(dir: &DataDir) -> Result<(), StorageError> {
     Promise::create(&dir.promise())
 }
 
+/// Log or state of a data directory, if it has one that anything was written to.
+pub fn written(dir: &Path) -> Option<PathBuf> {
+    let filled = |path: &PathBuf| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
+    ["log", "state"].map(|name| dir.join(name)).into_iter().find(filled)
+}
+
 fn check_format(dir: &Path) -> Result<(), StorageError> {
     let path = dir.join("FORMAT");
     let Some(bytes) = read_bounded(&path, 256)? else {
-        if let Some(used) = ["identity", "log/db", "state/db"].iter().find(|name| dir.join(name).exists()) {
-            let what = format!("{} is missing, but {} is there", path.display(), dir.join(used).display());
+        if let Some(used) = written(dir).or(Some(dir.join("identity")).filter(|path| path.exists())) {
+            let what = format!("{} is missing, but {} is there", path.display(), used.display());
             return Err(StorageError::damaged(what));
         }
         // First, so that a directory with a format number has one: a missing promise is then noticed.
@@ -314,15 +320,15 @@ mod tests {
         let path = base.path().join("a").join("data");
         let _dir = DataDir::open(&path).expect("free");
         assert_eq!(fs::metadata(&path).expect("exists").permissions().mode() & 0o777, 0o700);
-        assert_eq!(fs::read(path.join("FORMAT")).expect("exists"), b"keystead-data 1\n");
+        assert_eq!(fs::read(path.join("FORMAT")).expect("exists"), b"keystead-data 2\n");
     }
 
     #[test]
     fn a_newer_or_unreadable_format_is_refused() {
         let base = tempfile::tempdir().expect("tempdir");
-        fs::write(base.path().join("FORMAT"), "keystead-data 2\n").expect("write");
+        fs::write(base.path().join("FORMAT"), "keystead-data 3\n").expect("write");
         let error = DataDir::open(base.path()).expect_err("newer");
-        assert!(matches!(error, StorageError::NewerFormat { found: 2, known: 1, .. }), "{error}");
+        assert!(matches!(error, StorageError::NewerFormat { found: 3, known: 2, .. }), "{error}");
         fs::write(base.path().join("FORMAT"), "something else").expect("write");
         assert!(matches!(DataDir::open(base.path()), Err(StorageError::Damaged { .. })));
     }
@@ -346,7 +352,7 @@ mod tests {
         let dir = DataDir::open(base.path()).expect("new");
         assert!(matches!(Emptying::begin(base.path()), Err(StorageError::InUse { .. })));
         drop(dir);
-        for name in ["identity", "node-id", "lost", "log/db", "state/db"] {
+        for name in ["identity", "node-id", "lost", "log/1.log", "state/db"] {
             fs::write(base.path().join(name), "12345").expect("write");
         }
         let emptying = Emptying::begin(base.path()).expect("free");

@@ -9,9 +9,9 @@
 //! The mark is written into the lock file and not synced: it has to outlive the process, not the machine, whose end
 //! is that of the kernel's memory, too.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, fadvise};
 
@@ -19,8 +19,9 @@ use crate::error::StorageError;
 
 const LOCK: &str = "LOCK";
 const MARK: &[u8] = b"a sync failed\n";
-/// What is synced while a node runs.
-const FILES: [&str; 3] = ["log/db", "state/db", "promise"];
+/// What is synced while a node runs, besides the segments of the log.
+const FILES: [&str; 2] = ["state/db", "promise"];
+const LOG: &str = "log";
 
 /// Leaves the mark in a data directory.
 pub(crate) fn raise(data: &Path) {
@@ -43,13 +44,27 @@ pub(crate) fn settle(data: &Path, lock: &File) -> Result<(), StorageError> {
         return Ok(());
     }
     tracing::warn!("a sync had failed: the data files are read from the disk again");
-    for path in FILES.map(|name| data.join(name)) {
+    for path in files(data).map_err(|e| StorageError::io(about("read", data), e))? {
         match forget(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             result => result.map_err(|e| StorageError::io(about("read", &path), e))?,
         }
     }
     lock.set_len(0).map_err(|e| StorageError::io(about("write", &path), e))
+}
+
+fn files(data: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = FILES.map(|name| data.join(name)).to_vec();
+    match fs::read_dir(data.join(LOG)) {
+        Ok(entries) => {
+            for entry in entries {
+                files.push(entry?.path());
+            }
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    Ok(files)
 }
 
 /// Makes the kernel forget what it holds of a file. What it has yet to write is written before.

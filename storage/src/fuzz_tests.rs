@@ -10,10 +10,11 @@ use bytes::Bytes;
 use keystead_fuzz::{Bounds, check};
 
 use crate::codec;
-use crate::ids::{LogId, RequestId, Version};
+use crate::ids::{LogId, RequestId, Version, Vote};
 use crate::keys::{FolderKey, RecordKey};
 use crate::log::LogRecord;
-use crate::packed;
+use crate::log_frame::{self, Begin, Known, Note};
+use crate::log_replay::Replay;
 use crate::row::{self, Folder, Row, Stored};
 use crate::snapshot::fuzz::{Item, SnapshotWriter, items, write_items};
 use crate::snapshot::{Manifest, SnapshotFile, SnapshotMeta};
@@ -158,56 +159,81 @@ fn read_window(bytes: &[u8]) {
     assert!(window.next() >= mark.first);
 }
 
-/// Sets the checksums of the frames in a piece right.
-fn repair_frames(piece: &mut [u8]) {
-    let mut rest = piece.get_mut(1..).unwrap_or_default();
-    while rest.len() >= 32 {
-        let (header, payload) = rest.split_at_mut(32);
+const SEGMENT: u64 = 3;
+
+/// Sets the checksums of the frames in a segment right, those inside of frames, too.
+fn repair_frames(mut rest: &mut [u8]) {
+    while rest.len() >= 9 {
+        let (header, body) = rest.split_at_mut(9);
         let length = u32::from_be_bytes([header[0], header[1], header[2], header[3]]) as usize;
-        let Some((payload, after)) = payload.split_at_mut_checked(length) else { return };
+        let Some((body, after)) = body.split_at_mut_checked(length) else { return };
+        if header[8] != 3 {
+            let right = with_crc(body);
+            let same = right.len().min(body.len());
+            body[..same].copy_from_slice(&right[..same]);
+        }
         let mut crc = crc32fast::Hasher::new();
-        crc.update(&header[4..28]);
-        crc.update(payload);
-        header[28..].copy_from_slice(&crc.finalize().to_be_bytes());
+        crc.update(&SEGMENT.to_be_bytes());
+        crc.update(&header[..4]);
+        crc.update(&header[8..]);
+        crc.update(body);
+        header[4..8].copy_from_slice(&crc.finalize().to_be_bytes());
         rest = after;
     }
 }
 
 #[test]
-fn fuzz_log_pieces() {
-    let record = |index: u64, size: usize| LogRecord {
-        log_id: LogId { term: 2, node: 3, index },
-        payload: vec![index as u8; size].into(),
+fn fuzz_log_segments() {
+    let id = |index: u64| LogId { term: 2, node: 3, index };
+    let entry = |out: &mut Vec<u8>, index: u64, size: usize| {
+        let record = LogRecord { log_id: id(index), payload: vec![index as u8; size].into() };
+        log_frame::write_entry(out, SEGMENT, &record);
     };
-    let pieces = |records: &[LogRecord]| packed::pack(records).into_iter().flatten();
-    let mut samples: Vec<Vec<u8>> = pieces(&[record(1, 0), record(2, 40), record(3, 200)])
-        .chain(pieces(&[record(u64::MAX - 1, 9)]))
-        .chain(pieces(&[record(7, packed::PIECE_BYTES)]))
-        .map(|piece| [&piece.key[..], &piece.value].concat())
-        .collect();
-    samples.push(tagged(0xff, codec::encode(1, &LogId { term: 1, node: 2, index: 3 })));
+    let vote = Some(Vote { term: 2, node: 3, committed: false });
+    let known = Known { floor: Some(id(4)), last: Some(id(6)), vote, committed: Some(id(5)) };
+    let sample = |known: Known, rest: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = Vec::new();
+        log_frame::write_begin(&mut bytes, SEGMENT, &Begin { previous_bytes: 99, known });
+        rest(&mut bytes);
+        bytes
+    };
+    let note = |out: &mut Vec<u8>, note: Note| log_frame::write_note(out, SEGMENT, &note);
+    let samples = vec![
+        sample(Known::default(), &|out| (1..4).for_each(|index| entry(out, index, 40 * index as usize))),
+        sample(known, &|out| {
+            note(out, Note::Floor(id(6)));
+            entry(out, 7, 3);
+            note(out, Note::Committed(id(7)));
+            note(out, Note::Truncate { from: 7, last: Some(id(6)) });
+            entry(out, 7, 300);
+        }),
+        sample(Known::default(), &|out| {
+            note(out, Note::Floor(id(u64::MAX - 1)));
+            entry(out, u64::MAX, 9);
+            note(out, Note::Vote(Vote::default()));
+            out.extend([0; 64]);
+        }),
+    ];
     check!(samples, BOUNDS, |input: &[u8]| {
-        // Values of the log's own records are short and lie under names.
-        drop(codec::decode::<LogId>("commit point", 1, &with_crc(input.get(1..).unwrap_or_default())));
-        let Some((key, value)) = input.split_at_checked(packed::KEY_BYTES) else {
-            assert!(packed::parse_key(input).is_err());
+        let mut bytes = input.to_vec();
+        repair_frames(&mut bytes);
+        let bytes = Bytes::from(bytes);
+        let mut replay = Replay::default();
+        if replay.segment(SEGMENT, bytes.clone()).and_then(|()| replay.finish()).is_err() {
             return;
-        };
-        let (first, part) = packed::parse_key(key).expect("ten bytes");
-        assert_eq!(packed::key(first, part), key);
-        let mut value = value.to_vec();
-        repair_frames(&mut value);
-        let Ok(records) = packed::join(&[&value]).and_then(|body| packed::unpack(first, body)) else {
-            return;
-        };
-        let sets = packed::pack(&records);
-        let mut again = Vec::new();
-        for set in &sets {
-            let parts: Vec<&[u8]> = set.iter().map(|piece| piece.value.as_slice()).collect();
-            let (first, _) = packed::parse_key(&set[0].key).expect("our own");
-            again.extend(packed::join(&parts).and_then(|body| packed::unpack(first, body)).expect("our own"));
         }
-        assert_eq!(again, records);
+        assert!(
+            replay.end <= bytes.len() as u64
+                && (replay.torn || bytes[replay.end as usize..].iter().all(|b| *b == 0))
+        );
+        let last = replay.known.last.map_or(0, |last| last.index);
+        for (place, index) in replay.places.iter().rev().zip((0..=last).rev()) {
+            let frame = bytes.slice(place.offset as usize..place.offset as usize + place.bytes as usize);
+            let record = log_frame::read_entry(frame, SEGMENT, index).expect("it was verified");
+            let mut again = Vec::new();
+            log_frame::write_entry(&mut again, SEGMENT, &record);
+            assert_eq!(again.len(), place.bytes as usize);
+        }
     });
 }
 

@@ -1,7 +1,7 @@
 //! What a Keystead node keeps on disk: the Raft log, the sealed state, snapshots.
 //!
 //! Only sealed bytes come here; no key does. Plain threads, blocking calls and callbacks: the layer above
-//! brings the runtime. Reading order: [`datadir`], [`log`], [`sled_log`], [`txn`], [`state`],
+//! brings the runtime. Reading order: [`datadir`], [`log`], [`segment_log`], [`txn`], [`state`],
 //! [`sled_state`], [`snapshot`].
 
 pub mod datadir;
@@ -10,7 +10,7 @@ pub mod error;
 pub mod ids;
 pub mod keys;
 pub mod log;
-pub mod sled_log;
+pub mod segment_log;
 pub mod sled_state;
 pub mod snapshot;
 pub mod space;
@@ -26,11 +26,12 @@ mod flusher;
 #[cfg(test)]
 mod fuzz_tests;
 mod log_disk;
+mod log_frame;
+mod log_replay;
 mod log_view;
 mod log_writer;
 mod opening;
 mod overlay;
-mod packed;
 mod promise;
 mod row;
 mod row_cache;
@@ -49,7 +50,7 @@ pub use ids::{LogId, RequestId, Version, Vote};
 pub use keys::{FolderKey, InvalidKey, RecordKey};
 pub use log::{Done, LogBounds, LogRecord, RaftLog, SyncStats};
 pub use opening::open;
-pub use sled_log::SledLog;
+pub use segment_log::SegmentLog;
 pub use sled_state::SledState;
 pub use snapshot::{CHUNK_BYTES, Installer, Manifest, SnapshotCut, SnapshotFile, SnapshotMeta};
 pub use space::{SpaceLevel, SpaceView, Watermarks};

@@ -1,466 +1,456 @@
-//! The log on the disk: a tree of packed pieces per segment, and a tree with floor, vote and commit.
+//! The log on the disk: segments that are only appended to.
 //!
-//! Only the writer thread changes anything here. sled recovers to a prefix of what was written, so every
-//! step is ordered so that each prefix of it is a good log: appends go upwards, truncations downwards,
-//! the floor is on the disk before a segment is dropped.
+//! A segment is a file of frames ([`log_frame`](crate::log_frame)). Whatever happens to the log is a frame at the end of the newest segment:
+//! entries, the vote, the commit point, the floor, a truncation. So a group of appends is one write and one
+//! `fdatasync`, nothing that is on the disk is ever written again, and the log is what its frames come to, read in
+//! order. A segment begins with what the segments before have come to; purging removes whole segments from the front.
+//!
+//! The space of a segment is reserved when it begins: a sync then has no new size of the file to write down.
+//!
+//! Only the writer thread changes anything here.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
-use parking_lot::RwLock;
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use rustix::fs::FallocateFlags;
 
-use crate::codec;
-use crate::database::{BATCH_OPERATIONS, Database, guarded};
+use crate::datadir;
+use crate::doubt;
 use crate::error::StorageError;
 use crate::ids::{LogId, Vote};
 use crate::log::LogRecord;
-use crate::packed::{self, Piece};
+use crate::log_frame::{self, Begin, Known, Note};
+use crate::log_replay::{self, Replay};
+use crate::sync_meter::SyncMeter;
 
-/// A segment takes no more groups past so many records. Purging drops whole segments.
-const SEGMENT_ENTRIES: u64 = 2_500;
-/// Nor past so many bytes: thousands of large records would never be purged.
+/// A segment takes no more groups past so many bytes; a group that is larger lies in one of its own.
 const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
-/// The log is read once and in order; sled's own cache earns little.
-const CACHE_BYTES: u64 = 8 * 1024 * 1024;
-
-const FORMAT: u8 = 1;
-const SEGMENT_PREFIX: &str = "log.";
-const FLOOR: &[u8] = b"floor";
-const VOTE: &[u8] = b"vote";
-const COMMITTED: &[u8] = b"committed";
+/// The buffer of a group keeps so much between groups.
+const BUFFER_BYTES: usize = 1024 * 1024;
+/// Bytes between two entries that are read over rather than read around.
+const READ_OVER_BYTES: u64 = 16 * 1024;
+const SUFFIX: &str = ".log";
 
 /// What was found when the log was opened.
 #[derive(Default)]
 pub(crate) struct Recovered {
-    pub purged: Option<LogId>,
-    pub last: Option<LogId>,
-    pub vote: Option<Vote>,
-    pub committed: Option<LogId>,
-    /// Bytes of each record after `purged`.
+    pub known: Known,
+    /// Bytes of each record after the floor.
     pub sizes: Vec<u32>,
 }
 
-struct Segment {
-    name: String,
-    tree: sled::Tree,
-    entries: u64,
-    bytes: u64,
+/// Where the frame of an entry lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Place {
+    pub segment: u64,
+    pub offset: u64,
+    pub bytes: u32,
 }
 
-/// The trees of the log.
+impl Place {
+    fn payload_bytes(self) -> u64 {
+        u64::from(self.bytes).saturating_sub(log_frame::ENTRY_BYTES as u64)
+    }
+}
+
+/// What readers need.
+#[derive(Default)]
+struct Index {
+    /// Index of the first entry in `places`.
+    first: u64,
+    places: VecDeque<Place>,
+    files: BTreeMap<u64, Arc<File>>,
+}
+
+/// The newest segment, and what waits to be written to it.
+struct Head {
+    segment: u64,
+    file: Arc<File>,
+    path: PathBuf,
+    /// Bytes of frames in it; what is waiting not counted.
+    end: u64,
+    waiting: Vec<u8>,
+    known: Known,
+}
+
+/// The segments of the log.
 pub(crate) struct LogDisk {
-    meta: sled::Tree,
-    /// By the index of the first record. Readers hold it shared while they read, so that they see a
-    /// truncation whole or not at all.
-    segments: RwLock<BTreeMap<u64, Segment>>,
-    // Last, so that it is dropped after its trees.
-    database: Database,
+    dir: PathBuf,
+    index: RwLock<Index>,
+    head: Mutex<Head>,
+    meter: Arc<SyncMeter>,
+    /// The first write or sync that failed.
+    failed: OnceLock<String>,
+}
+
+/// A log that was read, verified, and not touched.
+pub(crate) struct Found {
+    dir: PathBuf,
+    index: Index,
+    replay: Replay,
+}
+
+/// The file of a segment.
+pub(crate) fn segment_path(dir: &Path, segment: u64) -> PathBuf {
+    dir.join(format!("{segment:020}{SUFFIX}"))
+}
+
+/// Numbers of the segments in a directory, in order.
+fn segments(dir: &Path) -> Result<Vec<u64>, StorageError> {
+    let context = || format!("read {}", dir.display());
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(|e| StorageError::io(context(), e))? {
+        let name = entry.map_err(|e| StorageError::io(context(), e))?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)).and_then(|n| n.parse().ok());
+        found.extend(number.filter(|number| segment_path(dir, *number).file_name() == Some(&name)));
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+impl Found {
+    /// Reads all segments and verifies every frame of them.
+    ///
+    /// # Errors
+    /// [`StorageError::Damaged`] unless the frames of every segment but the newest are whole and lead to the next one;
+    /// in the newest one the first that is not whole is the end, for a power cut leaves it so.
+    pub fn read(dir: &Path) -> Result<Self, StorageError> {
+        datadir::check_room_to_open(dir)?;
+        let mut numbers = segments(dir)?;
+        // Purging removes from the front, and after a crash an older one may be back while a newer one is gone.
+        let gap = (1..numbers.len()).rev().find(|at| numbers[at - 1] + 1 != numbers[*at]).unwrap_or(0);
+        numbers.drain(..gap);
+        let mut replay = Replay::default();
+        let mut files = BTreeMap::new();
+        for number in numbers {
+            let path = segment_path(dir, number);
+            let context = || format!("open {}", path.display());
+            let file = OpenOptions::new().read(true).write(true).open(&path);
+            let file = file.map_err(|e| StorageError::io(context(), e))?;
+            replay.segment(number, read_whole(&file, &path)?).map_err(|e| e.found_in(&path))?;
+            files.insert(number, Arc::new(file));
+        }
+        replay.finish().map_err(|e| e.found_in(dir))?;
+        let index = Index { first: replay.first, places: std::mem::take(&mut replay.places), files };
+        Ok(Self { dir: dir.to_owned(), index, replay })
+    }
+
+    /// What it holds.
+    pub fn recovered(&self) -> Recovered {
+        Recovered { known: self.known(), sizes: self.index.places.iter().map(|place| place.bytes).collect() }
+    }
+
+    /// What it holds besides the entries.
+    pub fn known(&self) -> Known {
+        self.replay.known
+    }
+
+    /// The id of the entry at `index`, if it is there.
+    pub fn log_id(&self, index: u64) -> Result<Option<LogId>, StorageError> {
+        Ok(self.index.read(index, index + 1, 0)?.first().map(|record| record.log_id))
+    }
+
+    /// Makes it ready to be appended to: everything that was read is on the disk, and nothing lies behind it.
+    pub fn begin(self) -> Result<LogDisk, StorageError> {
+        let Self { dir, mut index, replay } = self;
+        remove_leftovers(&dir, &index)?;
+        let head = match index.files.last_key_value() {
+            None => {
+                let head = new_segment(&dir, 1, &Begin { previous_bytes: 0, known: Known::default() })?;
+                index.files.insert(head.segment, Arc::clone(&head.file));
+                head
+            }
+            Some((&segment, file)) => {
+                let path = segment_path(&dir, segment);
+                if replay.torn {
+                    tracing::warn!(file = %path.display(), at = replay.end, "cutting off what a crash left half written");
+                    file.set_len(replay.end)
+                        .map_err(|e| StorageError::io(format!("cut {}", path.display()), e))?;
+                }
+                let head = Head {
+                    segment,
+                    file: Arc::clone(file),
+                    path,
+                    end: replay.end,
+                    waiting: Vec::new(),
+                    known: replay.known,
+                };
+                head.make_durable()?;
+                head
+            }
+        };
+        datadir::sync_dir(&dir)?;
+        let (index, head) = (RwLock::new(index), Mutex::new(head));
+        Ok(LogDisk { dir, index, head, meter: Arc::default(), failed: OnceLock::new() })
+    }
+}
+
+impl Head {
+    /// Reserves its space and brings it to the disk.
+    fn make_durable(&self) -> Result<(), StorageError> {
+        if self.end < SEGMENT_BYTES {
+            match rustix::fs::fallocate(&*self.file, FallocateFlags::empty(), 0, SEGMENT_BYTES) {
+                // It is there to be quick; without it, appends make the file longer.
+                Ok(()) | Err(rustix::io::Errno::NOSPC | rustix::io::Errno::OPNOTSUPP) => {}
+                Err(e) => {
+                    return Err(StorageError::io(format!("reserve {}", self.path.display()), e.into()));
+                }
+            }
+        }
+        self.file.sync_all().map_err(|e| self.failed_sync(e))
+    }
+
+    fn failed_sync(&self, error: io::Error) -> StorageError {
+        let log = self.path.parent();
+        doubt::raise(log.and_then(Path::parent).unwrap_or(&self.path));
+        StorageError::io(format!("sync {}", self.path.display()), error)
+    }
+
+    /// Writes what waits, and brings it to the disk.
+    fn write(&mut self) -> Result<(), StorageError> {
+        self.file.write_all_at(&self.waiting, self.end).map_err(|e| match e.kind() {
+            io::ErrorKind::StorageFull => {
+                let free_bytes = datadir::free_bytes(&self.path).unwrap_or(0);
+                StorageError::Full { path: self.path.clone(), free_bytes }
+            }
+            _ => StorageError::io(format!("write {}", self.path.display()), e),
+        })?;
+        self.file.sync_data().map_err(|e| self.failed_sync(e))?;
+        self.end += self.waiting.len() as u64;
+        self.waiting.clear();
+        self.waiting.shrink_to(BUFFER_BYTES);
+        Ok(())
+    }
 }
 
 impl LogDisk {
-    /// Opens the log and verifies every record after the floor.
-    pub fn open(dir: &Path) -> Result<(Self, Recovered), StorageError> {
-        let database = Database::open(dir, CACHE_BYTES)?;
-        guarded(dir, || {
-            let meta = database.tree("meta")?;
-            let disk = Self { meta, segments: RwLock::default(), database };
-            let recovered = disk.recover()?;
-            Ok((disk, recovered))
-        })
+    /// How long syncs take.
+    pub fn meter(&self) -> &Arc<SyncMeter> {
+        &self.meter
     }
 
-    /// The database, to sync and to measure.
-    pub fn database(&self) -> &Database {
-        &self.database
-    }
-
-    /// Writes records after those already there. Not on the disk before a sync.
+    /// Takes records that follow those already there. Not on the disk before a sync.
     pub fn append(&self, records: &[LogRecord]) -> Result<(), StorageError> {
-        let Some(first) = records.first() else { return Ok(()) };
-        let mut segments = self.segments.write();
-        let full = |s: &Segment| s.entries >= SEGMENT_ENTRIES || s.bytes >= SEGMENT_BYTES;
-        if segments.last_key_value().is_none_or(|(_, s)| full(s)) {
-            let name = format!("{SEGMENT_PREFIX}{:020}", first.log_id.index);
-            let tree = self.database.tree(&name)?;
-            segments.insert(first.log_id.index, Segment { name, tree, entries: 0, bytes: 0 });
+        let bytes: u64 = records.iter().map(log_frame::frame_bytes).sum();
+        let mut head = self.head.lock();
+        if head.end + head.waiting.len() as u64 + bytes > SEGMENT_BYTES {
+            self.roll(&mut head)?;
         }
-        let mut last = segments.last_entry().expect("one was inserted if there was none");
-        let segment = last.get_mut();
-        segment.entries += records.len() as u64;
-        segment.bytes += records.iter().map(packed::frame_bytes).sum::<u64>();
-        self.write_pieces(&segment.tree, packed::pack(records))
+        let mut index = self.index.write();
+        for record in records {
+            let offset = head.end + head.waiting.len() as u64;
+            let segment = head.segment;
+            log_frame::write_entry(&mut head.waiting, segment, record);
+            index.push(record.log_id.index, Place { segment, offset, bytes: size_of(record) });
+            head.known.last = Some(record.log_id);
+        }
+        Ok(())
     }
 
-    /// Writes the commit point, to reach the disk with the next sync.
-    pub fn write_committed(&self, committed: LogId) -> Result<(), StorageError> {
-        self.put_meta(COMMITTED, codec::encode(FORMAT, &committed))
+    /// Takes the commit point, to reach the disk with the next sync.
+    pub fn write_committed(&self, committed: LogId) {
+        self.note(Note::Committed(committed));
     }
 
-    /// Writes the vote, to reach the disk with the next sync.
-    pub fn write_vote(&self, vote: Vote) -> Result<(), StorageError> {
-        self.put_meta(VOTE, codec::encode(FORMAT, &vote))
+    /// Takes the vote, to reach the disk with the next sync.
+    pub fn write_vote(&self, vote: Vote) {
+        self.note(Note::Vote(vote));
     }
 
-    /// Writes the floor, to reach the disk with the next sync.
-    pub fn write_floor(&self, floor: LogId) -> Result<(), StorageError> {
-        self.put_meta(FLOOR, codec::encode(FORMAT, &floor))
+    /// Takes the floor, to reach the disk with the next sync.
+    pub fn write_floor(&self, floor: LogId) {
+        self.note(Note::Floor(floor));
     }
 
-    /// Removes every record with an index of at least `from`. Not on the disk before a sync.
+    /// Removes every record with an index of at least `from`, to reach the disk with the next sync. `last` is the one
+    /// before.
+    pub fn truncate_from(&self, from: u64, last: Option<LogId>) {
+        self.note(Note::Truncate { from, last });
+        let mut index = self.index.write();
+        let kept = from.saturating_sub(index.first);
+        index.places.truncate(usize::try_from(kept).unwrap_or(usize::MAX));
+    }
+
+    fn note(&self, note: Note) {
+        let mut head = self.head.lock();
+        let segment = head.segment;
+        log_frame::write_note(&mut head.waiting, segment, &note);
+        log_replay::take(&mut head.known, &note);
+    }
+
+    /// Brings everything taken so far to the disk: one write, one `fdatasync`.
     ///
-    /// Works downwards, so that after a crash half-way the log is shorter but whole. A piece that begins
-    /// below `from` and reaches beyond it is written again without its tail, or that tail would come
-    /// back behind whatever is appended next.
-    pub fn truncate_from(&self, from: u64) -> Result<(), StorageError> {
-        let mut segments = self.segments.write();
-        while let Some(last) = segments.last_entry() {
-            if *last.key() < from {
-                break;
-            }
-            self.database.drop_tree(&last.remove().name)?;
+    /// # Errors
+    /// After the first failure every later call fails: the kernel reports a page that it could not write once, drops
+    /// it, and calls the next sync a success.
+    pub fn sync(&self) -> Result<(), StorageError> {
+        if let Some(first) = self.failed.get() {
+            return Err(StorageError::Latched { first: first.clone() });
         }
-        // The saved commit point must not point beyond the log: that is how a lost tail is noticed.
-        let committed: Option<LogId> = self.read_meta("commit point of the log", COMMITTED)?;
-        if committed.is_some_and(|c| c.index >= from) {
-            self.meta.remove(COMMITTED).map_err(|e| self.database.error("truncate", e))?;
+        let began = self.meter.begin();
+        let result = self.head.lock().write();
+        self.meter.end(began);
+        self.failing(result)
+    }
+
+    fn failing(&self, result: Result<(), StorageError>) -> Result<(), StorageError> {
+        if let Err(error) = &result {
+            let _ = self.failed.set(error.to_string());
         }
-        let Some(mut last) = segments.last_entry() else { return Ok(()) };
-        let first = *last.key();
-        let segment = last.get_mut();
-        self.remove_pieces(&segment.tree, from)?;
-        if let Some(records) = self.piece_before(&segment.tree, from)? {
-            let keep: Vec<LogRecord> = records.iter().filter(|r| r.log_id.index < from).cloned().collect();
-            if keep.len() < records.len() {
-                self.write_pieces(&segment.tree, packed::pack(&keep))?;
-            }
+        result
+    }
+
+    /// Removes segments that lie wholly at or below `floor`, which is on the disk already.
+    pub fn drop_segments(&self, floor: u64) -> Result<(), StorageError> {
+        let newest = self.head.lock().segment;
+        let mut index = self.index.write();
+        index.drop_up_to(floor);
+        let needed = index.places.front().map_or(newest, |place| place.segment);
+        let kept = index.files.split_off(&needed);
+        let dropped = std::mem::replace(&mut index.files, kept);
+        drop(index);
+        for segment in dropped.keys() {
+            let path = segment_path(&self.dir, *segment);
+            fs::remove_file(&path).map_err(|e| StorageError::io(format!("remove {}", path.display()), e))?;
         }
-        segment.entries = from - first;
         Ok(())
     }
 
-    /// Drops segments that lie wholly at or below `floor`, which is on the disk already. `last` is the
-    /// newest record that was written.
-    pub fn drop_segments(&self, floor: u64, last: Option<u64>) -> Result<(), StorageError> {
-        let mut segments = self.segments.write();
-        loop {
-            let mut firsts = segments.keys();
-            let Some(&first) = firsts.next() else { return Ok(()) };
-            let end = firsts.next().map(|next| next - 1).or(last).unwrap_or(first);
-            if end > floor {
-                return Ok(());
-            }
-            let segment = segments.remove(&first).expect("the key was just read");
-            self.database.drop_tree(&segment.name)?;
-        }
-    }
-
-    /// Reads `[from, until)` or a prefix of it, as far as it is in sled.
+    /// Reads `[from, until)` or a prefix of it, as far as it was written.
     pub fn read(&self, from: u64, until: u64, max_bytes: usize) -> Result<Vec<LogRecord>, StorageError> {
-        let segments = self.segments.read();
-        let mut out: Vec<LogRecord> = Vec::new();
-        let mut room = max_bytes;
-        let Some((&start, _)) = segments.range(..=from).next_back() else { return Ok(out) };
-        for segment in segments.range(start..).map(|(_, segment)| segment) {
-            let mut pieces = Pieces::from(self, &segment.tree, from)?;
-            while let Some(records) = pieces.next()? {
-                for record in records.into_iter().filter(|r| r.log_id.index >= from) {
-                    let gap = record.log_id.index != from + out.len() as u64;
-                    let full = !out.is_empty() && record.payload.len() > room;
-                    if gap || full || record.log_id.index >= until {
-                        return Ok(out);
-                    }
-                    room = room.saturating_sub(record.payload.len());
-                    out.push(record);
-                }
-            }
-        }
-        Ok(out)
+        self.index.read().read(from, until, max_bytes)
     }
 
-    fn recover(&self) -> Result<Recovered, StorageError> {
-        let mut found = Recovered {
-            purged: self.read_meta("floor of the log", FLOOR)?,
-            vote: self.read_meta("vote", VOTE)?,
-            committed: self.read_meta("commit point of the log", COMMITTED)?,
-            ..Recovered::default()
-        };
-        found.last = found.purged;
-        let floor = found.purged.map(|p| p.index);
-        let mut segments = self.segments.write();
-        for name in self.database.tree_names(SEGMENT_PREFIX) {
-            let first: u64 = name[SEGMENT_PREFIX.len()..]
-                .parse()
-                .map_err(|_| StorageError::damaged(format!("unknown tree {name} in the log")))?;
-            let mut segment = Segment { tree: self.database.tree(&name)?, name, entries: 0, bytes: 0 };
-            let mut end = None;
-            let mut pieces = Pieces::from(self, &segment.tree, 0)?;
-            while let Some(records) = pieces.next()? {
-                for record in records {
-                    segment.entries += 1;
-                    segment.bytes += packed::frame_bytes(&record);
-                    end = Some(record.log_id.index);
-                    if floor.is_none_or(|f| record.log_id.index > f) {
-                        accept(&mut found, &record)?;
-                    }
-                }
-            }
-            // Empty: made and not filled before a crash. Below the floor: not dropped before a crash.
-            match end {
-                Some(end) if floor.is_none_or(|f| end > f) => {
-                    segments.insert(first, segment);
-                }
-                _ => self.database.drop_tree(&segment.name)?,
-            }
+    /// Begins the next segment, which is on the disk when this returns.
+    fn roll(&self, head: &mut Head) -> Result<(), StorageError> {
+        if !head.waiting.is_empty() {
+            self.failing(head.write())?;
         }
-        drop(segments);
-        if found.committed.map(|c| c.index) > found.last.map(|l| l.index) {
-            let committed = found.committed.unwrap_or_default().index;
-            let last = found.last.map_or("nothing".to_owned(), |l| format!("entry {}", l.index));
-            let what = format!("the log ends with {last}, but had held committed entry {committed}");
-            return Err(StorageError::damaged(what));
-        }
-        Ok(found)
-    }
-
-    fn write_pieces(&self, tree: &sled::Tree, sets: Vec<Vec<Piece>>) -> Result<(), StorageError> {
-        let mut batch = sled::Batch::default();
-        let mut operations = 0;
-        for set in sets {
-            if operations + set.len() > BATCH_OPERATIONS {
-                let full = std::mem::take(&mut batch);
-                tree.apply_batch(full).map_err(|e| self.database.error("append", e))?;
-                operations = 0;
-            }
-            operations += set.len();
-            for piece in set {
-                batch.insert(&piece.key, piece.value);
-            }
-        }
-        tree.apply_batch(batch).map_err(|e| self.database.error("append", e))
-    }
-
-    /// Removes pieces that begin at `from` or later, from the end.
-    fn remove_pieces(&self, tree: &sled::Tree, from: u64) -> Result<(), StorageError> {
-        loop {
-            let mut batch = sled::Batch::default();
-            let mut operations = 0;
-            for key in tree.range(packed::key(from, 0)..).keys().rev().take(BATCH_OPERATIONS) {
-                batch.remove(key.map_err(|e| self.database.error("truncate", e))?);
-                operations += 1;
-            }
-            tree.apply_batch(batch).map_err(|e| self.database.error("truncate", e))?;
-            if operations < BATCH_OPERATIONS {
-                return Ok(());
-            }
-        }
-    }
-
-    /// The records of the last piece that begins before `from`.
-    fn piece_before(&self, tree: &sled::Tree, from: u64) -> Result<Option<Vec<LogRecord>>, StorageError> {
-        match from.checked_sub(1) {
-            Some(before) => Pieces::from(self, tree, before)?.next(),
-            None => Ok(None),
-        }
-    }
-
-    fn put_meta(&self, key: &[u8], value: Vec<u8>) -> Result<(), StorageError> {
-        self.meta.insert(key, value).map_err(|e| self.database.error("write", e))?;
+        let begin = Begin { previous_bytes: head.end, known: head.known };
+        let result = new_segment(&self.dir, head.segment + 1, &begin).map(|next| *head = next);
+        self.failing(result)?;
+        self.index.write().files.insert(head.segment, Arc::clone(&head.file));
         Ok(())
-    }
-
-    fn read_meta<T: bincode::Decode<()>>(&self, what: &str, key: &[u8]) -> Result<Option<T>, StorageError> {
-        let bytes = self.meta.get(key).map_err(|e| self.database.error("read", e))?;
-        bytes.map(|bytes| codec::decode(what, FORMAT, &bytes)).transpose()
     }
 }
 
-/// Takes one more record while the log is verified.
-fn accept(found: &mut Recovered, record: &LogRecord) -> Result<(), StorageError> {
-    let index = record.log_id.index;
-    match found.last {
-        Some(last) if index != last.index + 1 => {
-            let what = format!("log entry {} is missing, the next one is {index}", last.index + 1);
-            return Err(StorageError::damaged(what));
+impl Index {
+    fn push(&mut self, index: u64, place: Place) {
+        if self.places.is_empty() {
+            self.first = index;
         }
-        Some(last) if record.log_id.term < last.term => {
-            let what = format!("log entry {index} has an older term than the one before it");
-            return Err(StorageError::damaged(what));
-        }
-        None if index > 1 => {
-            let what = format!("the log begins with entry {index}, the ones before are missing");
-            return Err(StorageError::damaged(what));
-        }
-        _ => {}
+        self.places.push_back(place);
     }
-    found.last = Some(record.log_id);
-    found.sizes.push(size_of(record));
-    Ok(())
+
+    /// Forgets entries up to `floor`.
+    fn drop_up_to(&mut self, floor: u64) {
+        let gone = (floor + 1).saturating_sub(self.first);
+        let gone = usize::try_from(gone).unwrap_or(usize::MAX).min(self.places.len());
+        self.places.drain(..gone);
+        self.first += gone as u64;
+    }
+
+    fn place(&self, index: u64) -> Option<Place> {
+        self.places.get(usize::try_from(index.checked_sub(self.first)?).ok()?).copied()
+    }
+
+    fn read(&self, from: u64, until: u64, max_bytes: usize) -> Result<Vec<LogRecord>, StorageError> {
+        let mut records = Vec::new();
+        let mut room = max_bytes as u64;
+        let mut next = from;
+        while let Some(run) = self.run(next, until, room, records.is_empty()) {
+            let bytes = self.bytes(&run)?;
+            for (place, index) in run.iter().zip(next..) {
+                let at = usize::try_from(place.offset - run[0].offset).expect("a run is short");
+                let frame = bytes.slice(at..at + place.bytes as usize);
+                records.push(log_frame::read_entry(frame, place.segment, index)?);
+                room = room.saturating_sub(place.payload_bytes());
+            }
+            next += run.len() as u64;
+        }
+        Ok(records)
+    }
+
+    /// Places that are read at once: in one segment, close to each other, and while they fit into `room`; the first
+    /// always does if `at_least_one`.
+    fn run(&self, from: u64, until: u64, mut room: u64, at_least_one: bool) -> Option<Vec<Place>> {
+        let mut run: Vec<Place> = Vec::new();
+        for index in from..until {
+            let Some(place) = self.place(index) else { break };
+            let follows = run.last().is_none_or(|before| {
+                let end = before.offset + u64::from(before.bytes);
+                before.segment == place.segment && (end..=end + READ_OVER_BYTES).contains(&place.offset)
+            });
+            let fits = place.payload_bytes() <= room || (run.is_empty() && at_least_one);
+            if !follows || !fits {
+                break;
+            }
+            room = room.saturating_sub(place.payload_bytes());
+            run.push(place);
+        }
+        (!run.is_empty()).then_some(run)
+    }
+
+    fn bytes(&self, run: &[Place]) -> Result<Bytes, StorageError> {
+        let (first, last) = (run[0], run[run.len() - 1]);
+        let file = self.files.get(&first.segment).expect("a segment with an entry is there");
+        let length = last.offset + u64::from(last.bytes) - first.offset;
+        let mut bytes = vec![0; usize::try_from(length).expect("it fits into memory")];
+        file.read_exact_at(&mut bytes, first.offset).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                StorageError::damaged(format!("segment {} of the log is cut off", first.segment))
+            }
+            _ => StorageError::io(format!("read segment {} of the log", first.segment), e),
+        })?;
+        Ok(bytes.into())
+    }
 }
 
 /// The size of a record as the view counts it.
 pub(crate) fn size_of(record: &LogRecord) -> u32 {
-    u32::try_from(packed::frame_bytes(record)).expect("payloads are capped below 4 GiB")
+    u32::try_from(log_frame::frame_bytes(record)).expect("payloads are capped below 4 GiB")
 }
 
-/// Walks the pieces of a segment upwards.
-struct Pieces<'a> {
-    disk: &'a LogDisk,
-    iter: std::iter::Peekable<sled::Iter>,
+fn read_whole(file: &File, path: &Path) -> Result<Bytes, StorageError> {
+    let context = || format!("read {}", path.display());
+    let length = file.metadata().map_err(|e| StorageError::io(context(), e))?.len();
+    let mut bytes = vec![0; usize::try_from(length).expect("it fits into memory")];
+    file.read_exact_at(&mut bytes, 0).map_err(|e| StorageError::io(context(), e))?;
+    Ok(bytes.into())
 }
 
-impl<'a> Pieces<'a> {
-    /// Begins with the piece that holds `index`, or the first one after it.
-    fn from(disk: &'a LogDisk, tree: &sled::Tree, index: u64) -> Result<Self, StorageError> {
-        let start = match tree.range(..=packed::key(index, u16::MAX)).next_back() {
-            Some(found) => packed::parse_key(&found.map_err(|e| disk.database.error("read", e))?.0)?.0,
-            None => 0,
-        };
-        Ok(Self { disk, iter: tree.range(packed::key(start, 0)..).peekable() })
-    }
+/// Makes a segment that is on the disk when this returns, and whole whenever it has its name.
+fn new_segment(dir: &Path, segment: u64, begin: &Begin) -> Result<Head, StorageError> {
+    let path = segment_path(dir, segment);
+    let mut frames = Vec::new();
+    log_frame::write_begin(&mut frames, segment, begin);
+    datadir::write_file_durably(&path, &frames, 0o600)?;
+    let file = OpenOptions::new().read(true).write(true).open(&path);
+    let file = file.map_err(|e| StorageError::io(format!("open {}", path.display()), e))?;
+    let (end, waiting) = (frames.len() as u64, Vec::new());
+    let head = Head { segment, file: Arc::new(file), path, end, waiting, known: begin.known };
+    head.make_durable()?;
+    Ok(head)
+}
 
-    /// The records of the next piece, all its parts joined.
-    fn next(&mut self) -> Result<Option<Vec<LogRecord>>, StorageError> {
-        let mut parts: Vec<sled::IVec> = Vec::new();
-        let mut first = None;
-        loop {
-            let same = match self.iter.peek() {
-                Some(Ok((key, _))) => {
-                    let (index, part) = packed::parse_key(key)?;
-                    let follows = usize::from(part) == parts.len();
-                    if *first.get_or_insert(index) == index && !follows {
-                        let what = format!("log entry {index} is damaged (part {} is missing)", parts.len());
-                        return Err(StorageError::damaged(what));
-                    }
-                    first == Some(index)
-                }
-                Some(Err(_)) => true,
-                None => false,
-            };
-            if !same {
-                break;
-            }
-            let (_, value) = self
-                .iter
-                .next()
-                .expect("it was just peeked at")
-                .map_err(|e| self.disk.database.error("read", e))?;
-            parts.push(value);
-        }
-        match first {
-            Some(first) if !parts.is_empty() => packed::unpack(first, packed::join(&parts)?).map(Some),
-            _ => Ok(None),
-        }
+/// Removes what an interrupted roll or purge left.
+fn remove_leftovers(dir: &Path, index: &Index) -> Result<(), StorageError> {
+    let newest = index.files.last_key_value().map_or(0, |(segment, _)| *segment);
+    let mut left = vec![segment_path(dir, newest + 1).with_extension("log.tmp")];
+    let unused = segments(dir)?.into_iter().filter(|segment| !index.files.contains_key(segment));
+    left.extend(unused.map(|segment| segment_path(dir, segment)));
+    for path in left.iter().filter(|path| path.exists()) {
+        fs::remove_file(path).map_err(|e| StorageError::io(format!("remove {}", path.display()), e))?;
     }
+    Ok(())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn records(range: std::ops::RangeInclusive<u64>, size: usize) -> Vec<LogRecord> {
-        range
-            .map(|index| LogRecord {
-                log_id: LogId { term: 1, node: 1, index },
-                payload: vec![index as u8; size].into(),
-            })
-            .collect()
-    }
-
-    fn reopened(dir: &Path) -> Result<Recovered, StorageError> {
-        LogDisk::open(dir).map(|(_, recovered)| recovered)
-    }
-
-    fn filled(dir: &Path) -> LogDisk {
-        let (disk, _) = LogDisk::open(dir).expect("new");
-        for first in [1, 11, 21] {
-            disk.append(&records(first..=first + 9, 100)).expect("append");
-        }
-        disk
-    }
-
-    #[test]
-    fn a_missing_piece_is_named() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let disk = filled(dir.path());
-        disk.segments.read()[&1].tree.remove(packed::key(11, 0)).expect("remove");
-        disk.database.sync().expect("sync");
-        drop(disk);
-        let error = reopened(dir.path()).err().expect("a gap");
-        assert!(error.to_string().contains("log entry 11 is missing"), "{error}");
-    }
-
-    #[test]
-    fn a_changed_piece_is_named() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let disk = filled(dir.path());
-        let tree = disk.segments.read()[&1].tree.clone();
-        let mut value = tree.get(packed::key(11, 0)).expect("get").expect("there").to_vec();
-        *value.last_mut().expect("not empty") ^= 1;
-        tree.insert(packed::key(11, 0), value).expect("insert");
-        disk.database.sync().expect("sync");
-        drop((disk, tree));
-        let error = reopened(dir.path()).err().expect("a wrong checksum");
-        assert!(error.to_string().contains("log entry 20 is damaged"), "{error}");
-    }
-
-    #[test]
-    fn a_missing_part_of_a_large_record_is_named() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let (disk, _) = LogDisk::open(dir.path()).expect("new");
-        disk.append(&records(1..=1, 400_000)).expect("append");
-        disk.segments.read()[&1].tree.remove(packed::key(1, 3)).expect("remove");
-        disk.database.sync().expect("sync");
-        drop(disk);
-        let error = reopened(dir.path()).err().expect("a missing part");
-        assert!(error.to_string().contains("log entry 1 is damaged"), "{error}");
-    }
-
-    #[test]
-    fn a_lost_tail_with_committed_entries_is_noticed() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let disk = filled(dir.path());
-        disk.write_committed(LogId { term: 1, node: 1, index: 25 }).expect("write");
-        disk.segments.read()[&1].tree.remove(packed::key(21, 0)).expect("remove");
-        disk.database.sync().expect("sync");
-        drop(disk);
-        let error = reopened(dir.path()).err().expect("a lost tail");
-        assert!(error.to_string().contains("ends with entry 20"), "{error}");
-    }
-
-    #[test]
-    fn a_cut_tail_does_not_come_back() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let disk = filled(dir.path());
-        disk.truncate_from(15).expect("truncate");
-        disk.append(&records(15..=15, 7)).expect("append");
-        disk.database.sync().expect("sync");
-        drop(disk);
-        let (disk, found) = LogDisk::open(dir.path()).expect("whole");
-        assert_eq!(found.last.map(|l| l.index), Some(15));
-        let read = disk.read(14, 99, 1 << 20).expect("read");
-        assert_eq!(read.iter().map(|r| r.payload.len()).collect::<Vec<_>>(), [100, 7]);
-    }
-
-    #[test]
-    fn a_damaged_file_is_reported_and_does_not_panic() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let disk = filled(dir.path());
-        disk.database.sync().expect("sync");
-        drop(disk);
-        let path = dir.path().join("db");
-        let good = std::fs::read(&path).expect("read");
-        let at = good.windows(50).rposition(|w| w == [15u8; 50]).expect("the payload of entry 15");
-        let mut bad = good;
-        bad[at] ^= 0x10;
-        std::fs::write(&path, bad).expect("write");
-        // sled may panic, refuse, or lose its tail; each must end as damage or as a shorter log, and a
-        // shorter log never with something wrong in it.
-        match LogDisk::open(dir.path()) {
-            Err(error) => assert!(matches!(error, StorageError::Damaged { .. }), "{error}"),
-            Ok((disk, found)) => {
-                let last = found.last.map_or(0, |l| l.index);
-                assert_eq!(disk.read(1, 99, 1 << 20).expect("read"), records(1..=last, 100));
-            }
-        }
-    }
-}
+#[path = "log_disk_tests.rs"]
+mod tests;

@@ -8,6 +8,7 @@ use crate::error::StorageError;
 use crate::ids::{LogId, Vote};
 use crate::log::{LogBounds, LogRecord};
 use crate::log_disk::{Recovered, size_of};
+use crate::log_frame::Known;
 
 /// Bytes of newest records kept in memory, those beyond that are not on the disk yet not counted.
 const TAIL_BYTES: u64 = 4 * 1024 * 1024;
@@ -34,16 +35,17 @@ pub(crate) struct LogView {
 
 impl LogView {
     pub fn new(found: Recovered) -> Self {
+        let Known { floor, last, vote, committed } = found.known;
         Self {
-            bounds: LogBounds { purged: found.purged, last: found.last },
-            vote: found.vote,
-            committed: found.committed,
+            bounds: LogBounds { purged: floor, last },
+            vote,
+            committed,
             size_bytes: found.sizes.iter().map(|&s| u64::from(s)).sum(),
             sizes: found.sizes.into(),
             tail: VecDeque::new(),
             tail_bytes: 0,
-            durable: found.last.map(|l| l.index),
-            durable_cell: Arc::new(AtomicU64::new(found.last.map_or(0, |l| l.index))),
+            durable: last.map(|l| l.index),
+            durable_cell: Arc::new(AtomicU64::new(last.map_or(0, |l| l.index))),
             truncations: VecDeque::new(),
         }
     }

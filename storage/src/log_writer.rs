@@ -21,7 +21,7 @@ const QUEUE_BYTES: u64 = 32 * 1024 * 1024;
 const QUEUE_JOBS: usize = 16 * 1024;
 /// A group of appends takes no more past so many bytes, so that the first does not wait for all.
 const GROUP_BYTES: u64 = 4 * 1024 * 1024;
-/// Room for a vote, a floor, or the piece that a truncation writes again.
+/// Room for a vote, a floor or a truncation.
 const SMALL_BYTES: u64 = 64 * 1024;
 
 /// One operation for the writer.
@@ -168,9 +168,9 @@ pub(crate) fn run(shared: &Arc<Shared>) {
 
 struct Writer<'a> {
     shared: &'a Arc<Shared>,
-    /// The newest record in sled.
+    /// The newest record that was written.
     written: Option<u64>,
-    /// The commit point in sled.
+    /// The commit point that was written.
     saved: Option<LogId>,
 }
 
@@ -217,7 +217,7 @@ impl Writer<'_> {
         // Never beyond what is written: at the next open that would look like a lost tail.
         let committed = self.shared.view.read().committed;
         if let Some(id) = committed.filter(|c| committed != self.saved && Some(c.index) <= self.written) {
-            disk.write_committed(id)?;
+            disk.write_committed(id);
             self.saved = committed;
         }
         self.sync()?;
@@ -225,7 +225,7 @@ impl Writer<'_> {
             self.shared.promise.lock().give_entries(last.log_id)?;
         }
         let entries = records.len() as u64;
-        disk.database().meter().group(entries);
+        disk.meter().group(entries);
         metrics::counter!("keystead_storage_log_entries_total").increment(entries);
         metrics::histogram!("keystead_storage_log_group_entries").record(entries as f64);
         if let Some(last) = last {
@@ -236,7 +236,7 @@ impl Writer<'_> {
 
     fn save_vote(&mut self, vote: Vote) -> Result<(), StorageError> {
         self.wait_for_room(SMALL_BYTES)?;
-        self.shared.disk.write_vote(vote)?;
+        self.shared.disk.write_vote(vote);
         self.sync()?;
         self.shared.promise.lock().give_vote(vote)
     }
@@ -244,7 +244,7 @@ impl Writer<'_> {
     fn truncate(&mut self, from: u64, last: Option<LogId>) -> Result<(), StorageError> {
         self.wait_for_room(SMALL_BYTES)?;
         self.shared.promise.lock().take_back(last)?;
-        self.shared.disk.truncate_from(from)?;
+        self.shared.disk.truncate_from(from, last);
         self.written = self.written.min(from.checked_sub(1));
         self.saved = self.saved.filter(|s| s.index < from);
         self.sync()?;
@@ -254,18 +254,18 @@ impl Writer<'_> {
 
     fn purge(&mut self, up_to: LogId) -> Result<(), StorageError> {
         self.wait_for_room(SMALL_BYTES)?;
-        self.shared.disk.write_floor(up_to)?;
+        self.shared.disk.write_floor(up_to);
         self.sync()?;
-        self.shared.disk.drop_segments(up_to.index, self.written)?;
+        self.shared.disk.drop_segments(up_to.index)?;
         if self.written < Some(up_to.index) {
             self.shared.promise.lock().give_entries(up_to)?;
         }
         self.written = self.written.max(Some(up_to.index));
         metrics::gauge!("keystead_storage_log_bytes").set(self.shared.view.read().size_bytes() as f64);
-        self.shared.disk.database().check_blobs()
+        Ok(())
     }
 
-    /// Waits while the disk is full: nothing is acknowledged meanwhile, nothing is lost, and the database never
+    /// Waits while the disk is full: nothing is acknowledged meanwhile, nothing is lost, and the log never
     /// meets an error after which it would have to be opened again.
     fn wait_for_room(&self, bytes: u64) -> Result<(), StorageError> {
         let stopping = || self.shared.stopping.load(Ordering::Acquire);
@@ -274,7 +274,7 @@ impl Writer<'_> {
 
     fn sync(&self) -> Result<(), StorageError> {
         let began = Instant::now();
-        self.shared.disk.database().sync()?;
+        self.shared.disk.sync()?;
         metrics::histogram!("keystead_storage_log_sync_seconds").record(began.elapsed().as_secs_f64());
         Ok(())
     }

@@ -3,7 +3,7 @@
 use crate::datadir::DataDir;
 use crate::error::StorageError;
 use crate::log::RaftLog;
-use crate::sled_log::SledLog;
+use crate::segment_log::SegmentLog;
 use crate::sled_state::SledState;
 use crate::state::SealedState;
 
@@ -11,10 +11,10 @@ use crate::state::SealedState;
 /// nothing that the log does not hold durably.
 ///
 /// # Errors
-/// Those of [`SledLog::open`] and [`SledState::open`]; [`StorageError::Damaged`] if one of the two has lost what
+/// Those of [`SegmentLog::open`] and [`SledState::open`]; [`StorageError::Damaged`] if one of the two has lost what
 /// the other one needs.
-pub fn open(dir: &DataDir) -> Result<(SledLog, SledState), StorageError> {
-    let log = SledLog::open(dir)?;
+pub fn open(dir: &DataDir) -> Result<(SegmentLog, SledState), StorageError> {
+    let log = SegmentLog::open(dir)?;
     let state = SledState::open(dir)?;
     let applied = state.applied().log_id;
     let purged = log.bounds().purged;

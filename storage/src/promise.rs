@@ -1,8 +1,7 @@
-//! What the log has promised, kept outside of the log's database: that is how a lost tail is noticed.
+//! What the log has promised, kept outside of the log: that is how a lost tail is noticed.
 //!
-//! sled takes a damaged end of its file for a write that a crash tore, and drops it without a word, whatever
-//! was acknowledged. So after every synced group the newest entry, and after every synced vote the vote, are
-//! written into the file `promise` beside the database. That write is not synced: a second `fdatasync` would
+//! A damaged end of the log looks like a write that a crash tore, which is cut off whatever was acknowledged. So after every synced group the newest entry, and after every synced vote the vote, are
+//! written into the file `promise` beside it. That write is not synced: a second `fdatasync` would
 //! cost as much as the first. It need not be. The kernel keeps it through the death of the process, and after
 //! a power cut an older promise only asks for less than the log holds. A promise never asks for more, for it
 //! is given after the sync and taken back, durably, before a truncation.
@@ -104,20 +103,22 @@ impl Promise {
         self.sequence += 1;
         self.promised = promised;
         let mut slot = [0; SLOT_BYTES];
-        fill(&mut slot, self.sequence, &promised);
+        let length = fill(&mut slot, self.sequence, &promised);
         let at = self.sequence % SLOTS as u64 * SLOT_BYTES as u64;
         self.file
-            .write_all_at(&slot, at)
+            .write_all_at(&slot[..length], at)
             .map_err(|e| StorageError::io(format!("write {}", self.path.display()), e))
     }
 }
 
-fn fill(slot: &mut [u8], sequence: u64, promised: &Promised) {
+/// Gives the length of what it wrote; what lay behind may stay.
+fn fill(slot: &mut [u8], sequence: u64, promised: &Promised) -> usize {
     let slot_of: Slot = (sequence, promised.last, promised.vote);
     let bytes = codec::encode(FORMAT, &slot_of);
     let length = u16::try_from(bytes.len()).expect("a slot is short");
     slot[..2].copy_from_slice(&length.to_be_bytes());
     slot[2..2 + bytes.len()].copy_from_slice(&bytes);
+    2 + bytes.len()
 }
 
 fn read(slot: &[u8]) -> Option<Slot> {

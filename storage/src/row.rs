@@ -26,7 +26,7 @@ pub(crate) const DATA_AREAS: [u8; 3] = [CLEAR, FOLDER, SEALED];
 /// Largest value that lies in its row; larger ones are cut into parts of this size.
 pub(crate) const INLINE_BYTES: usize = 60 * 1024;
 /// Largest value: it came in one log entry.
-const MAX_VALUE_BYTES: usize = crate::packed::MAX_PAYLOAD_BYTES;
+const MAX_VALUE_BYTES: usize = crate::log_frame::MAX_PAYLOAD_BYTES;
 
 const FORMAT: u8 = 1;
 const KIND_INLINE: u8 = 0;

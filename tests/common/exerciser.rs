@@ -20,7 +20,7 @@ use std::{
 
 use keystead_storage::{
     ApplyEntry, ApplyOp, Command, DataDir, Done, FolderKey, LogId, LogRecord, RaftLog, RecordKey, RequestId,
-    SealedState, SledLog, SledState, StorageError, Txn, Vote, Write,
+    SealedState, SegmentLog, SledState, StorageError, Txn, Vote, Write,
 };
 
 /// What a child does: `write` or `check`.
@@ -169,7 +169,7 @@ impl Acknowledged {
 
 /// Writes until it is told to stop, fails, or dies.
 struct Writer {
-    log: SledLog,
+    log: SegmentLog,
     state: SledState,
     acknowledged: std::fs::File,
     random: Random,

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use bytes::{Bytes, BytesMut};
 use keystead_chaos::{Cluster, node::copy_directory, ports, wait};
 use keystead_raft::{conn::Method, frame, hello::Channel};
-use keystead_storage::{DataDir, RaftLog as _, SledLog};
+use keystead_storage::{DataDir, RaftLog as _, SegmentLog};
 use serde_json::json;
 
 use crate::{
@@ -137,7 +137,7 @@ async fn case_29_a_removed_members_live_connections_end_and_new_ones_are_refused
 /// The command entries of a stolen log, oldest first, as they lie there.
 async fn stolen_commands(copy: PathBuf) -> Vec<Bytes> {
     let read = move || {
-        let log = SledLog::open(&DataDir::open(&copy).unwrap()).unwrap();
+        let log = SegmentLog::open(&DataDir::open(&copy).unwrap()).unwrap();
         let bounds = log.bounds();
         let first = bounds.purged.map_or(0, |id| id.index + 1);
         let records = log.read(first, bounds.last.unwrap().index + 1, usize::MAX).unwrap();

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, sync::mpsc};
 
 use keystead_storage::{
-    DataDir, FolderKey, RaftLog, SealedState, SledLog, SledState, SnapshotFile, StorageError,
+    DataDir, FolderKey, RaftLog, SealedState, SegmentLog, SledState, SnapshotFile, StorageError,
 };
 
 use crate::{
@@ -47,7 +47,7 @@ pub fn report(base: &Path, script: &Script, again: bool) -> Outcome<String> {
 }
 
 /// Floor of the log, the last entry before strays, the last entry.
-fn read_log(log: &SledLog, script: &Script) -> Outcome<(u64, u64, u64)> {
+fn read_log(log: &SegmentLog, script: &Script) -> Outcome<(u64, u64, u64)> {
     let bounds = log.bounds();
     let floor = bounds.purged.map_or(0, |id| id.index);
     let last = bounds.last.map_or(0, |id| id.index);
@@ -117,7 +117,7 @@ fn walk(state: &SledState, folder: &FolderKey, path: &str, out: &mut Contents) -
 }
 
 /// What is left must also bear to be written to: strays are cut off, and three entries follow.
-fn go_on(log: &SledLog, state: &SledState, script: &Script, applied: u64) -> Outcome<()> {
+fn go_on(log: &SegmentLog, state: &SledState, script: &Script, applied: u64) -> Outcome<()> {
     let told = |error: StorageError| error.to_string();
     let last = log.bounds().last.map_or(0, |id| id.index);
     if last < applied {

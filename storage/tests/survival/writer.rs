@@ -12,7 +12,7 @@ use std::{
 
 use keystead_chaos::Faults;
 use keystead_storage::{
-    DataDir, LogId, Manifest, RaftLog, SealedState, SledLog, SledState, SnapshotFile, StorageError,
+    DataDir, LogId, Manifest, RaftLog, SealedState, SegmentLog, SledState, SnapshotFile, StorageError,
     datadir::write_file_durably,
 };
 
@@ -47,7 +47,7 @@ impl Notes {
 
 /// Log and state of a data directory.
 struct Open {
-    log: SledLog,
+    log: SegmentLog,
     state: SledState,
 }
 

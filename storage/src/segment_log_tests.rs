@@ -17,8 +17,8 @@ fn records(term: u64, range: std::ops::RangeInclusive<u64>, size: usize) -> Vec<
     range.map(|index| record(term, index, size)).collect()
 }
 
-fn open(path: &Path) -> SledLog {
-    SledLog::open(&DataDir::open(path).expect("free")).expect("good")
+fn open(path: &Path) -> SegmentLog {
+    SegmentLog::open(&DataDir::open(path).expect("free")).expect("good")
 }
 
 /// Runs one queued operation and waits for its end.
@@ -28,11 +28,11 @@ fn wait(operation: impl FnOnce(Done)) -> Result<(), StorageError> {
     receiver.recv().expect("done is called")
 }
 
-fn append(log: &SledLog, records: Vec<LogRecord>) {
+fn append(log: &SegmentLog, records: Vec<LogRecord>) {
     wait(|done| log.append(records, done)).expect("append");
 }
 
-fn all(log: &SledLog) -> Vec<LogRecord> {
+fn all(log: &SegmentLog) -> Vec<LogRecord> {
     let bounds = log.bounds();
     let from = bounds.purged.map_or(0, |p| p.index + 1);
     let until = bounds.last.map_or(0, |l| l.index + 1);

@@ -1,4 +1,4 @@
-//! The Raft log on sled: one writer thread, one sync per group of appends.
+//! The Raft log in segments of its own: one writer thread, one write and one sync per group of appends.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,23 +9,22 @@ use crate::datadir::DataDir;
 use crate::error::StorageError;
 use crate::ids::{LogId, Vote};
 use crate::log::{Done, LogBounds, LogRecord, RaftLog, SyncStats};
-use crate::log_disk::{LogDisk, Recovered};
+use crate::log_disk::Found;
+use crate::log_frame::MAX_PAYLOAD_BYTES;
 use crate::log_view::{LogView, misplaced};
 use crate::log_writer::{self, Job, Shared};
-use crate::packed::MAX_PAYLOAD_BYTES;
 use crate::promise::{Promise, Promised};
 
-/// The Raft log on sled.
+/// The Raft log in segments that are only appended to.
 ///
-/// Appends that wait together are written as packed pieces and share one flush and one `fdatasync`. The
-/// newest 4 MiB stay in memory. Dropping it writes what is queued, then stops the writer thread.
-pub struct SledLog {
+/// Appends that wait together are written at once and share one `fdatasync`. The newest 4 MiB stay in memory. Dropping it writes what is queued, then stops the writer thread.
+pub struct SegmentLog {
     shared: Arc<Shared>,
     writer: Option<JoinHandle<()>>,
     _dir: DataDir,
 }
 
-impl SledLog {
+impl SegmentLog {
     /// Opens the log of a data directory and verifies every record of it.
     ///
     /// # Errors
@@ -34,10 +33,12 @@ impl SledLog {
     /// [`StorageError::Full`] below the lower mark of free space (see [`Watermarks`](crate::Watermarks)).
     pub fn open(dir: &DataDir) -> Result<Self, StorageError> {
         let promise = Promise::open(&dir.promise())?;
-        let (disk, found) = LogDisk::open(&dir.log())?;
-        check_promise(&promise.promised(), &disk, &found).map_err(|e| e.found_in(&dir.log()))?;
-        dir.disk().add_meter(disk.database().meter());
-        let shared = Arc::new(Shared::new(disk, LogView::new(found), promise, Arc::clone(dir.disk())));
+        let found = Found::read(&dir.log())?;
+        check_promise(&promise.promised(), &found).map_err(|e| e.found_in(&dir.log()))?;
+        let view = LogView::new(found.recovered());
+        let disk = found.begin()?;
+        dir.disk().add_meter(disk.meter());
+        let shared = Arc::new(Shared::new(disk, view, promise, Arc::clone(dir.disk())));
         let for_writer = Arc::clone(&shared);
         let writer = thread::Builder::new()
             .name("log-writer".to_owned())
@@ -68,7 +69,7 @@ impl SledLog {
     }
 }
 
-impl RaftLog for SledLog {
+impl RaftLog for SegmentLog {
     fn bounds(&self) -> LogBounds {
         self.shared.view.read().bounds
     }
@@ -183,7 +184,7 @@ impl RaftLog for SledLog {
     }
 
     fn sync_stats(&self) -> SyncStats {
-        self.shared.disk.database().meter().stats()
+        self.shared.disk.meter().stats()
     }
 
     fn latch(&self) -> Option<String> {
@@ -194,7 +195,7 @@ impl RaftLog for SledLog {
     }
 }
 
-impl SledLog {
+impl SegmentLog {
     /// The id of the entry at `index`, for a truncation that keeps it.
     fn log_id_at(&self, index: Option<u64>) -> Result<Option<LogId>, StorageError> {
         let Some(index) = index else { return Ok(None) };
@@ -204,9 +205,10 @@ impl SledLog {
 }
 
 /// The log holds everything that it ever acknowledged, unless it was purged or truncated since.
-fn check_promise(promised: &Promised, disk: &LogDisk, found: &Recovered) -> Result<(), StorageError> {
+fn check_promise(promised: &Promised, found: &Found) -> Result<(), StorageError> {
+    let known = found.known();
     if let Some(vote) = promised.vote {
-        let kept = found.vote.is_some_and(|found| {
+        let kept = known.vote.is_some_and(|found| {
             found.term > vote.term
                 || (found.term == vote.term && found.node == vote.node && found.committed >= vote.committed)
         });
@@ -216,17 +218,17 @@ fn check_promise(promised: &Promised, disk: &LogDisk, found: &Recovered) -> Resu
         }
     }
     let Some(last) = promised.last else { return Ok(()) };
-    if found.last.is_none_or(|found| found.index < last.index) {
-        let end = found.last.map_or("it holds nothing".to_owned(), |l| format!("it ends with {}", l.index));
+    if known.last.is_none_or(|found| found.index < last.index) {
+        let end = known.last.map_or("it holds nothing".to_owned(), |l| format!("it ends with {}", l.index));
         let what = format!("the log has lost its tail: {end}, but had acknowledged entry {}", last.index);
         return Err(StorageError::damaged(what));
     }
-    if found.purged.is_some_and(|purged| purged.index > last.index) {
+    if known.floor.is_some_and(|floor| floor.index > last.index) {
         return Ok(());
     }
-    let there = match found.purged.filter(|purged| purged.index == last.index) {
-        Some(purged) => Some(purged),
-        None => disk.read(last.index, last.index + 1, 0)?.first().map(|record| record.log_id),
+    let there = match known.floor.filter(|floor| floor.index == last.index) {
+        Some(floor) => Some(floor),
+        None => found.log_id(last.index)?,
     };
     if there != Some(last) {
         let what =
@@ -236,7 +238,7 @@ fn check_promise(promised: &Promised, disk: &LogDisk, found: &Recovered) -> Resu
     Ok(())
 }
 
-impl Drop for SledLog {
+impl Drop for SegmentLog {
     fn drop(&mut self) {
         // Whatever waits for room on a full disk is not waited for.
         self.shared.stopping.store(true, Ordering::Release);
@@ -251,5 +253,5 @@ impl Drop for SledLog {
 }
 
 #[cfg(test)]
-#[path = "sled_log_tests.rs"]
+#[path = "segment_log_tests.rs"]
 mod tests;
