@@ -19,7 +19,7 @@ mod tests;
 use std::{
     net::TcpListener,
     path::PathBuf,
-    sync::{Arc, OnceLock, Weak},
+    sync::{Arc, OnceLock, Weak, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -263,7 +263,7 @@ async fn scrub(node: Weak<Node>, mut stopping: watch::Receiver<bool>) {
         }
         let Some(node) = node.upgrade() else { return };
         if let Some(replica) = node.replica()
-            && let Err(error) = node.scrub(&replica).await
+            && let Err(error) = node.scrub(replica, Arc::new(AtomicBool::new(true))).await
         {
             tracing::error!(%error, "the state does not have its digest");
         }

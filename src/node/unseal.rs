@@ -1,6 +1,12 @@
 //! `sys/unseal` and `sys/seal`: from shares to an open node, and back.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use keystead_raft::{Replica, Replicated as _, VaultSide};
 use keystead_storage::StorageError;
@@ -18,6 +24,9 @@ use crate::{
 
 /// How long the answer to the last share waits for the node to be open; it goes on opening afterwards.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
+/// How long an opening waits for the state to be compared with its digest; past that requests are served meanwhile.
+/// A state of some ten thousand secrets has been compared by then.
+const SCRUB_WAIT: Duration = Duration::from_millis(150);
 /// How long the leader is given to take over what a sealing leader had.
 const HAND_OVER: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_millis(100);
@@ -138,12 +147,19 @@ impl Node {
         Ok(())
     }
 
-    /// Lets requests see the keys, after everything that only they can judge has been judged: the directory, and
-    /// that the state on this disk is the one whose digest was kept.
-    async fn publish(&self, replica: &Replica, keys: Arc<OpenKeys>) -> Result<(), ApiError> {
+    /// Lets requests see the keys, after the directory has been judged, which only they can do, and after the state
+    /// on this disk was found to be the one whose digest was kept, or is so large that this takes longer.
+    async fn publish(&self, replica: &Arc<Replica>, keys: Arc<OpenKeys>) -> Result<(), ApiError> {
         *self.provisional.write() = Some(keys.clone());
         replica.verify_directory();
-        self.scrub(replica).await?;
+        let gently = Arc::new(AtomicBool::new(false));
+        let scrub = tokio::spawn(self.arc().scrub(replica.clone(), gently.clone()));
+        match tokio::time::timeout(SCRUB_WAIT, scrub).await {
+            Ok(Ok(found)) => found?,
+            Ok(Err(panicked)) => return Err(ApiError::internal("checking the state", &panicked)),
+            // It goes on, and latches the node if it finds a difference.
+            Err(_) => gently.store(true, Ordering::Relaxed),
+        }
         let mut current = self.keys.write();
         self.provisional.write().take();
         if let Some(reason) = self.latch_reason() {
@@ -153,16 +169,21 @@ impl Node {
         Ok(())
     }
 
-    /// Reads the whole state and compares it with its digest; latches if it differs.
-    pub(super) async fn scrub(&self, replica: &Replica) -> Result<(), ApiError> {
+    /// Reads the whole state and compares it with its digest; latches if it differs. While `gently` it takes half of
+    /// a processor at most.
+    pub(super) async fn scrub(
+        self: Arc<Self>,
+        replica: Arc<Replica>,
+        gently: Arc<AtomicBool>,
+    ) -> Result<(), ApiError> {
         let state = replica.state();
-        let checked = tokio::task::spawn_blocking(move || state.cut()?.verify().map(drop)).await;
+        let checked = tokio::task::spawn_blocking(move || state.cut()?.scrub(&gently).map(drop)).await;
         match checked.map_err(|e| ApiError::internal("checking the state", &e))? {
             Ok(()) => Ok(()),
             // A snapshot is being made of it, which checks the same.
             Err(StorageError::Busy { .. }) => Ok(()),
             Err(error) => {
-                VaultSide::latched(self, &error.to_string());
+                VaultSide::latched(&*self, &error.to_string());
                 Err(ApiError::Internal(format!("this node has stopped serving: {error}")))
             }
         }

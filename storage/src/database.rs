@@ -121,6 +121,11 @@ impl Database {
         self.db.as_ref().expect("it is there until this is dropped")
     }
 
+    /// Runs what reads or writes pages: damage that sled meets there is an error that names this database.
+    pub fn guarded<T>(&self, f: impl FnOnce() -> Result<T, StorageError>) -> Result<T, StorageError> {
+        guarded(&self.dir, f)
+    }
+
     /// How long syncs take.
     pub fn meter(&self) -> &Arc<SyncMeter> {
         &self.meter

@@ -116,6 +116,15 @@ impl Shared {
         self.signals.fail(error);
     }
 
+    /// Latches the state when something read from it is damaged: what was met here may have been met elsewhere
+    /// without anybody's notice.
+    pub fn noted<T>(&self, read: Result<T, StorageError>) -> Result<T, StorageError> {
+        if let Err(error @ StorageError::Damaged { .. }) = &read {
+            self.fail(error);
+        }
+        read
+    }
+
     /// Reads a whole row.
     pub fn row(&self, key: &[u8]) -> Result<Option<Row>, StorageError> {
         match self.find(key, true)? {

@@ -213,7 +213,7 @@ impl SealedState for SledState {
     }
 
     fn get(&self, key: &RecordKey) -> Result<Option<Record>, StorageError> {
-        match self.shared.row(&row::record_key(key))? {
+        match self.shared.noted(self.shared.row(&row::record_key(key)))? {
             Some(Row::Record(record)) => Ok(Some(record)),
             Some(Row::Folder(_)) => Err(StorageError::damaged("a folder lies in a record's place")),
             None => Ok(None),
@@ -221,7 +221,7 @@ impl SealedState for SledState {
     }
 
     fn children_version(&self, folder: &FolderKey) -> Result<Option<Version>, StorageError> {
-        let found = apply::Rows::folder(&*self.shared, &row::folder_key(folder))?;
+        let found = self.shared.noted(apply::Rows::folder(&*self.shared, &row::folder_key(folder)))?;
         Ok(found.map(|folder| folder.version))
     }
 
@@ -231,12 +231,12 @@ impl SealedState for SledState {
         after: Option<Child>,
         limit: usize,
     ) -> Result<Vec<Child>, StorageError> {
-        scan::children(&self.shared, folder, after.as_ref(), limit)
+        self.shared.noted(scan::children(&self.shared, folder, after.as_ref(), limit))
     }
 
     fn validate(&self, checks: &[Check]) -> Result<bool, StorageError> {
         let _applier = self.shared.applier.lock();
-        Ok(apply::first_failure(&*self.shared, checks)?.is_none())
+        Ok(self.shared.noted(apply::first_failure(&*self.shared, checks))?.is_none())
     }
 
     fn request(&self, id: RequestId) -> Option<(Version, Bytes)> {

@@ -150,7 +150,6 @@ impl StateDisk {
         let tree = self.tree(number)?;
         let meta = tree.meta()?;
         let (window, window_rows) = tree.window(&meta.end)?;
-        tree.check()?;
         Ok(Opened { tree, meta, window, window_rows })
     }
 }
@@ -158,7 +157,7 @@ impl StateDisk {
 impl Drop for StateTree {
     fn drop(&mut self) {
         if *self.retired.get_mut()
-            && let Err(error) = self.database.drop_tree(&tree_name(self.number))
+            && let Err(error) = self.database.guarded(|| self.database.drop_tree(&tree_name(self.number)))
         {
             // The next open drops it.
             tracing::warn!(%error, "an old state tree could not be dropped");
@@ -166,11 +165,15 @@ impl Drop for StateTree {
     }
 }
 
+/// sled reads a page when it is wanted, and panics if it finds it damaged: so whatever touches pages is guarded, and
+/// damage is an error wherever it is met.
 impl StateTree {
     /// Reads a row without its parts.
     pub fn stored(&self, key: &[u8]) -> Result<Option<Stored>, StorageError> {
-        let bytes = self.tree.get(key).map_err(|e| self.database.error("read", e))?;
-        bytes.map(|bytes| row::decode(&bytes)).transpose()
+        self.database.guarded(|| {
+            let bytes = self.tree.get(key).map_err(|e| self.database.error("read", e))?;
+            bytes.map(|bytes| row::decode(&bytes)).transpose()
+        })
     }
 
     /// Reads a row with its parts.
@@ -195,15 +198,16 @@ impl StateTree {
         end: Option<&[u8]>,
     ) -> impl Iterator<Item = Result<(Bytes, sled::IVec), StorageError>> {
         let empty = end.is_some_and(|end| end <= from);
-        let iter = match end {
+        let mut iter = match end {
             Some(end) if !empty => self.tree.range(from..end),
             Some(_) => self.tree.range(from..from),
             None => self.tree.range(from..),
         };
-        iter.map(|item| {
-            let (key, value) = item.map_err(|e| self.database.error("read", e))?;
-            Ok((Bytes::copy_from_slice(&key), value))
-        })
+        let mut next = move || {
+            let item = iter.next().transpose().map_err(|e| self.database.error("read", e))?;
+            Ok(item.map(|(key, value)| (Bytes::copy_from_slice(&key), value)))
+        };
+        std::iter::from_fn(move || self.database.guarded(&mut next).transpose())
     }
 
     /// Joins a stored row; `None` if its parts were replaced meanwhile.
@@ -214,7 +218,8 @@ impl StateTree {
         };
         let mut parts = Vec::new();
         for part in split.at().keys(key) {
-            match self.tree.get(part).map_err(|e| self.database.error("read", e))? {
+            let read = || self.tree.get(part).map_err(|e| self.database.error("read", e));
+            match self.database.guarded(read)? {
                 Some(part) => parts.push(part),
                 None => return Ok(None),
             }
@@ -278,7 +283,7 @@ impl StateTree {
             );
             batch.insert(META, codec::encode(FORMAT, &stored));
         }
-        self.tree.apply_batch(batch).map_err(|e| self.database.error("write", e))
+        self.database.guarded(|| self.tree.apply_batch(batch).map_err(|e| self.database.error("write", e)))
     }
 
     /// Writes or removes what nobody looks at yet, or any more, in batches that sled takes well.
@@ -310,19 +315,6 @@ impl StateTree {
             .ok_or_else(|| StorageError::damaged("the digest of the state has the wrong length"))?;
         let end = BatchEnd { applied, window_mark: window_mark.check()?, window_hash, window_next };
         Ok(Meta { end, lanes, ring: ring.into() })
-    }
-
-    /// Reads every row and every part: sled reads a page when it is wanted, and would find it damaged then.
-    fn check(&self) -> Result<(), StorageError> {
-        for area in row::DATA_AREAS {
-            for item in self.range(&[area], Some(&[area + 1])) {
-                let (key, value) = item?;
-                if self.whole(&key, row::decode(&value)?)?.is_none() {
-                    return Err(StorageError::damaged("parts of a large value of the state are missing"));
-                }
-            }
-        }
-        Ok(())
     }
 
     fn window(&self, end: &BatchEnd) -> Result<(Window, WindowRows), StorageError> {

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::file::SnapshotWriter;
@@ -18,6 +19,9 @@ use crate::window::Remembered;
 
 /// How long the flusher, whose digest a snapshot is compared with, may take to reach the cut.
 const DIGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// Rows that a gentle scrub reads in one go; about a millisecond.
+const ROWS_BETWEEN_RESTS: u32 = 512;
 
 /// The state between two applied entries, while writes go on. One at a time.
 ///
@@ -86,13 +90,32 @@ impl SnapshotCut {
         writer.finish(digest)
     }
 
-    /// Reads the whole state at the cut and compares its digest with the one that followed every change:
-    /// a scrub. Gives the digest.
+    /// Reads the whole state at the cut and compares its digest with the one that followed every change.
+    /// Gives the digest.
     ///
     /// # Errors
     /// As [`SnapshotCut::spool`].
     pub fn verify(self) -> Result<[u8; 32], StorageError> {
-        self.scan(|_| Ok(()))
+        self.scrub(&AtomicBool::new(false))
+    }
+
+    /// As [`SnapshotCut::verify`], but while `gently` it rests as long as it works.
+    ///
+    /// # Errors
+    /// As [`SnapshotCut::spool`].
+    pub fn scrub(self, gently: &AtomicBool) -> Result<[u8; 32], StorageError> {
+        let mut rows = 0_u32;
+        let mut began = Instant::now();
+        self.scan(|_| {
+            rows += 1;
+            if rows.is_multiple_of(ROWS_BETWEEN_RESTS) {
+                if gently.load(Ordering::Relaxed) {
+                    thread::sleep(began.elapsed());
+                }
+                began = Instant::now();
+            }
+            Ok(())
+        })
     }
 
     /// Feeds every item to `sink` and gives the digest.
