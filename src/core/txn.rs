@@ -318,7 +318,7 @@ pub fn seal_record(
 
 /// Seals an answer for the request window. Its place is its id, so that it opens for no other request.
 fn seal_response(barrier: &Barrier, id: RequestId, response: &Response) -> Result<Bytes, ApiError> {
-    let plain = Zeroizing::new(response.encode()?);
+    let plain = Zeroizing::new(response.encode_result()?);
     Ok(Bytes::from(barrier.seal_value(kind::RESPONSE, &id.0, &plain)))
 }
 
@@ -327,7 +327,7 @@ pub fn open_response(barrier: &Barrier, id: RequestId, sealed: &[u8]) -> Result<
     let plain = barrier
         .open_value(kind::RESPONSE, &id.0, sealed)
         .map_err(|error| ApiError::internal("opening a remembered answer", &error))?;
-    Response::decode(&plain)
+    Response::decode_result(id, &plain)
 }
 
 /// What a failure of storage means for a request: nothing it could mend.

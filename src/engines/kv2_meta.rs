@@ -79,6 +79,8 @@ pub(super) struct VersionMeta {
 }
 
 /// The metadata of a key.
+///
+/// Stored, a time is the distance from the one before: it takes as many bytes as it needs, and every put writes it.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub(super) struct Meta {
     pub id: [u8; 16],
@@ -146,7 +148,7 @@ impl Meta {
 
     pub fn load(place: Place, key: &[&str], txn: &mut Transaction) -> Result<Option<Self>, ApiError> {
         if let Some(bytes) = txn.get(place.records, &meta_path(key), kind::KV2_META)? {
-            return codec::decode(&bytes).map(Some);
+            return codec::decode(&bytes).map(|stored: Self| Some(stored.with_times()));
         }
         let Some(before) = place.before else { return Ok(None) };
         let found = txn.get(before.mount, key, kind::KV1)?.is_some();
@@ -223,7 +225,31 @@ impl Meta {
     }
 
     pub fn store(&self, mount: MountId, key: &[&str], txn: &mut Transaction) -> Result<(), ApiError> {
-        txn.put(mount, &meta_path(key), kind::KV2_META, codec::encode(self)?)
+        txn.put(mount, &meta_path(key), kind::KV2_META, codec::encode(&self.with_distances())?)
+    }
+
+    /// As it is stored. Times may lie before one another, so distances wrap around.
+    fn with_distances(&self) -> Self {
+        let mut stored = self.clone();
+        let mut before = self.created_ms;
+        for version in &mut stored.versions {
+            let created_ms = version.created_ms;
+            version.created_ms = created_ms.wrapping_sub(before);
+            before = created_ms;
+        }
+        stored.updated_ms = self.updated_ms.wrapping_sub(before);
+        stored
+    }
+
+    /// What [`Meta::with_distances`] was made of.
+    fn with_times(mut self) -> Self {
+        let mut before = self.created_ms;
+        for version in &mut self.versions {
+            version.created_ms = version.created_ms.wrapping_add(before);
+            before = version.created_ms;
+        }
+        self.updated_ms = self.updated_ms.wrapping_add(before);
+        self
     }
 
     pub fn version(&self, number: u64) -> Option<&VersionMeta> {
@@ -375,4 +401,22 @@ fn meta_path<'a>(key: &[&'a str]) -> Vec<&'a str> {
     path.push("m");
     path.extend_from_slice(key);
     path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_stored_as_distances_and_come_back() {
+        let mut meta = Meta::new(1_700_000_000_000);
+        let before = codec::encode(&meta.with_distances()).unwrap().len();
+        for now_ms in [1_700_000_000_000, 1_700_000_060_000, 1_600_000_000_000, u64::MAX] {
+            meta.push(&Config::default(), now_ms);
+        }
+        assert_eq!(meta.with_distances().with_times(), meta);
+        let mut fresh = Meta::new(1_700_000_000_000);
+        fresh.push(&Config::default(), fresh.created_ms);
+        assert_eq!(codec::encode(&fresh.with_distances()).unwrap().len(), before + 3);
+    }
 }
