@@ -153,7 +153,8 @@ impl Found {
 
     /// The id of the entry at `index`, if it is there.
     pub fn log_id(&self, index: u64) -> Result<Option<LogId>, StorageError> {
-        Ok(self.index.read(index, index + 1, 0)?.first().map(|record| record.log_id))
+        let records = read(self.index.runs(index, index + 1, 0))?;
+        Ok(records.first().map(|record| record.log_id))
     }
 
     /// Makes it ready to be appended to: everything that was read is on the disk, and nothing lies behind it.
@@ -324,7 +325,9 @@ impl LogDisk {
 
     /// Reads `[from, until)` or a prefix of it, as far as it was written.
     pub fn read(&self, from: u64, until: u64, max_bytes: usize) -> Result<Vec<LogRecord>, StorageError> {
-        self.index.read().read(from, until, max_bytes)
+        // Nothing that was written is written again, and an open file outlives its removal: no lock is needed to read.
+        let runs = self.index.read().runs(from, until, max_bytes);
+        read(runs)
     }
 
     /// Begins the next segment, which is on the disk when this returns.
@@ -360,49 +363,49 @@ impl Index {
         self.places.get(usize::try_from(index.checked_sub(self.first)?).ok()?).copied()
     }
 
-    fn read(&self, from: u64, until: u64, max_bytes: usize) -> Result<Vec<LogRecord>, StorageError> {
-        let mut records = Vec::new();
+    /// Where `[from, until)` lies, or a prefix of it that fits into `max_bytes` of payload; the first entry always does.
+    fn runs(&self, from: u64, until: u64, max_bytes: usize) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
         let mut room = max_bytes as u64;
-        let mut next = from;
-        while let Some(run) = self.run(next, until, room, records.is_empty()) {
-            let bytes = self.bytes(&run)?;
-            for (place, index) in run.iter().zip(next..) {
-                let at = usize::try_from(place.offset - run[0].offset).expect("a run is short");
-                let frame = bytes.slice(at..at + place.bytes as usize);
-                records.push(log_frame::read_entry(frame, place.segment, index)?);
-                room = room.saturating_sub(place.payload_bytes());
-            }
-            next += run.len() as u64;
-        }
-        Ok(records)
-    }
-
-    /// Places that are read at once: in one segment, close to each other, and while they fit into `room`; the first
-    /// always does if `at_least_one`.
-    fn run(&self, from: u64, until: u64, mut room: u64, at_least_one: bool) -> Option<Vec<Place>> {
-        let mut run: Vec<Place> = Vec::new();
         for index in from..until {
             let Some(place) = self.place(index) else { break };
-            let follows = run.last().is_none_or(|before| {
-                let end = before.offset + u64::from(before.bytes);
-                before.segment == place.segment && (end..=end + READ_OVER_BYTES).contains(&place.offset)
-            });
-            let fits = place.payload_bytes() <= room || (run.is_empty() && at_least_one);
-            if !follows || !fits {
+            if place.payload_bytes() > room && index > from {
                 break;
             }
             room = room.saturating_sub(place.payload_bytes());
-            run.push(place);
+            match runs.last_mut() {
+                Some(run) if run.reaches(place) => run.places.push(place),
+                _ => {
+                    let file = self.files.get(&place.segment).expect("a segment with an entry is there");
+                    runs.push(Run { first: index, file: Arc::clone(file), places: vec![place] });
+                }
+            }
         }
-        (!run.is_empty()).then_some(run)
+        runs
+    }
+}
+
+/// Entries that are read at once.
+struct Run {
+    /// Index of the first one.
+    first: u64,
+    file: Arc<File>,
+    places: Vec<Place>,
+}
+
+impl Run {
+    /// Whether what follows there may be read along: it is in the same segment, and not far.
+    fn reaches(&self, place: Place) -> bool {
+        let last = self.places[self.places.len() - 1];
+        let end = last.offset + u64::from(last.bytes);
+        last.segment == place.segment && (end..=end + READ_OVER_BYTES).contains(&place.offset)
     }
 
-    fn bytes(&self, run: &[Place]) -> Result<Bytes, StorageError> {
-        let (first, last) = (run[0], run[run.len() - 1]);
-        let file = self.files.get(&first.segment).expect("a segment with an entry is there");
+    fn bytes(&self) -> Result<Bytes, StorageError> {
+        let (first, last) = (self.places[0], self.places[self.places.len() - 1]);
         let length = last.offset + u64::from(last.bytes) - first.offset;
         let mut bytes = vec![0; usize::try_from(length).expect("it fits into memory")];
-        file.read_exact_at(&mut bytes, first.offset).map_err(|e| match e.kind() {
+        self.file.read_exact_at(&mut bytes, first.offset).map_err(|e| match e.kind() {
             io::ErrorKind::UnexpectedEof => {
                 StorageError::damaged(format!("segment {} of the log is cut off", first.segment))
             }
@@ -410,6 +413,19 @@ impl Index {
         })?;
         Ok(bytes.into())
     }
+}
+
+fn read(runs: Vec<Run>) -> Result<Vec<LogRecord>, StorageError> {
+    let mut records = Vec::new();
+    for run in runs {
+        let bytes = run.bytes()?;
+        for (place, index) in run.places.iter().zip(run.first..) {
+            let at = usize::try_from(place.offset - run.places[0].offset).expect("a run is short");
+            let frame = bytes.slice(at..at + place.bytes as usize);
+            records.push(log_frame::read_entry(frame, place.segment, index)?);
+        }
+    }
+    Ok(records)
 }
 
 /// The size of a record as the view counts it.
