@@ -40,13 +40,7 @@ fn child() {
 
 /// A directory in memory if there is one: an image is some ten megabytes.
 fn scratch() -> tempfile::TempDir {
-    let memory = Path::new("/dev/shm");
-    let builder = || {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix("keystead-damage-");
-        builder
-    };
-    builder().tempdir_in(memory).or_else(|_| builder().tempdir()).unwrap()
+    keystead_chaos::scratch::in_memory("keystead-damage-").unwrap()
 }
 
 /// A data directory with everything in it, closed in good order.

@@ -28,6 +28,8 @@ use keystead_chaos::{
 const DEVICE_BYTES: u64 = 2 << 30;
 /// How long a process may take to notice that its disk is gone, or to open one.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one of the system's tools may take.
+const TOOL_SECONDS: &str = "60";
 const POLL: Duration = Duration::from_millis(2);
 /// `_IOR('X', 125, __u32)`: the kernel's `EXT4_IOC_SHUTDOWN`.
 const SHUTDOWN: &str = "import fcntl, os, struct, sys
@@ -54,7 +56,9 @@ struct Device {
 }
 
 fn run(program: &str, args: &[&str]) -> Result<String, String> {
-    let output = Command::new(program).args(args).output().map_err(|error| format!("{program}: {error}"))?;
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", TOOL_SECONDS, program]).args(args);
+    let output = command.output().map_err(|error| format!("{program}: {error}"))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     match output.status.success() {
         true => Ok(text(&output.stdout)),

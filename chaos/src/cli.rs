@@ -1,11 +1,12 @@
 //! The command line, run as a user runs it.
 
 use std::{
-    io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
+
+use tokio::io::AsyncWriteExt as _;
 
 use crate::{Error, Result};
 
@@ -58,20 +59,20 @@ impl Cli {
     /// As [`run`](Self::run).
     pub async fn run_with(&self, args: &[&str], input: &[u8]) -> Result<Output> {
         let mut command = self.command(args);
-        let input = input.to_vec();
         let name = format!("keystead {}", args.join(" "));
-        let work = tokio::task::spawn_blocking(move || {
-            let mut child =
-                command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // One that does not end is killed: nobody waits for it any more.
+        let mut command = tokio::process::Command::from(command);
+        let work = async {
+            let mut child = command.kill_on_drop(true).spawn()?;
             if let Some(mut stdin) = child.stdin.take() {
                 // A command that reads nothing may be gone already.
-                drop(stdin.write_all(&input));
+                drop(stdin.write_all(input).await);
             }
-            child.wait_with_output()
-        });
+            child.wait_with_output().await
+        };
         let output = tokio::time::timeout(TIMEOUT, work).await.map_err(|_| Error::Timeout(TIMEOUT))?;
-        let output =
-            output.map_err(std::io::Error::other).and_then(|output| output).map_err(Error::io(name))?;
+        let output = output.map_err(Error::io(name))?;
         Ok(Output {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

@@ -29,6 +29,7 @@ pub mod ports;
 pub mod process;
 pub mod raw;
 pub mod scan;
+pub mod scratch;
 pub mod stacks;
 pub mod wait;
 

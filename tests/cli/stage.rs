@@ -10,6 +10,8 @@ use super::settled::settled;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_keystead");
 const START: Duration = Duration::from_secs(60);
+/// How long a line may take in the shell.
+const LINE_SECONDS: &str = "120";
 
 pub struct Stage {
     directory: tempfile::TempDir,
@@ -69,8 +71,8 @@ impl Stage {
 
     /// Runs a line in a shell; what it printed, and its exit code, in a transcript's form.
     pub fn run(&self, line: &str) -> String {
-        let output = Command::new("sh")
-            .args(["-c", line])
+        let output = Command::new("timeout")
+            .args([LINE_SECONDS, "sh", "-c", line])
             .current_dir(self.directory.path())
             .env_clear()
             .env("PATH", &self.path)

@@ -28,6 +28,8 @@ const TASK: &str = "KEYSTEAD_EXERCISE";
 const DATA: &str = "KEYSTEAD_EXERCISE_DATA";
 const ACKNOWLEDGED: &str = "KEYSTEAD_EXERCISE_ACKNOWLEDGED";
 const SEED: &str = "KEYSTEAD_EXERCISE_SEED";
+/// How long an operation of the storage may take.
+const OPERATION: std::time::Duration = std::time::Duration::from_secs(120);
 
 /// The exit codes of a check.
 pub const WHOLE: i32 = 20;
@@ -113,7 +115,7 @@ fn entry(log_id: LogId) -> ApplyEntry {
 fn wait(start: impl FnOnce(Done)) -> Result<(), StorageError> {
     let (sent, done) = mpsc::channel();
     start(Box::new(move |result| drop(sent.send(result))));
-    done.recv().expect("every operation ends")
+    done.recv_timeout(OPERATION).expect("every operation ends")
 }
 
 /// What a file of acknowledgements says.

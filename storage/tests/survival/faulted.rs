@@ -1,6 +1,9 @@
 //! Every kind of operation with every kind of fault, at every point where it touches the disk.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use keystead_chaos::{Errno, Op, Rule};
 
@@ -14,6 +17,10 @@ use crate::{
 const DATA: &str = "watched/data/";
 /// How long a late failure takes: whoever asked for the write is waiting for it by then.
 const LATE: Duration = Duration::from_millis(50);
+
+/// So many failed runs leave their files.
+const KEPT: usize = 3;
+static FAILED: AtomicUsize = AtomicUsize::new(0);
 
 /// A fault: kind and position.
 #[derive(Clone, Debug)]
@@ -83,18 +90,14 @@ impl Plan {
     pub fn run(&self) -> Result<bool, String> {
         let base = processes::base()?;
         let result = self.run_in(base.path());
-        if result.is_err() {
-            let kept = base.keep();
-            return result.map_err(|why| {
-                format!(
-                    "{why}\n  files: {}\n  again: SURVIVAL_PLAN={} {}",
-                    kept.display(),
-                    self.text(),
-                    processes::AGAIN
-                )
-            });
-        }
-        result
+        result.map_err(|why| {
+            let files = if FAILED.fetch_add(1, Ordering::Relaxed) < KEPT {
+                format!("\n  files: {}", base.keep().display())
+            } else {
+                String::new()
+            };
+            format!("{why}{files}\n  again: SURVIVAL_PLAN={} {}", self.text(), processes::AGAIN)
+        })
     }
 
     fn run_in(&self, base: &std::path::Path) -> Result<bool, String> {

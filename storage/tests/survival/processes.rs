@@ -155,9 +155,7 @@ impl fmt::Display for Ended {
 /// A directory for the files of a run: in memory, for opening a database syncs a good deal and none of that is of
 /// interest.
 pub fn base() -> Result<tempfile::TempDir, String> {
-    let memory = Path::new("/dev/shm");
-    let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-    tempfile::Builder::new().prefix("survival-").tempdir_in(place).map_err(|e| e.to_string())
+    keystead_chaos::scratch::in_memory("survival-").map_err(|e| e.to_string())
 }
 
 /// Makes a base directory and the faults of its writer, with a trace of what it watches.
