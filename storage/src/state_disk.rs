@@ -150,6 +150,7 @@ impl StateDisk {
         let tree = self.tree(number)?;
         let meta = tree.meta()?;
         let (window, window_rows) = tree.window(&meta.end)?;
+        tree.check()?;
         Ok(Opened { tree, meta, window, window_rows })
     }
 }
@@ -315,6 +316,19 @@ impl StateTree {
             .ok_or_else(|| StorageError::damaged("the digest of the state has the wrong length"))?;
         let end = BatchEnd { applied, window_mark: window_mark.check()?, window_hash, window_next };
         Ok(Meta { end, lanes, ring: ring.into() })
+    }
+
+    /// Reads every row and every part, so that a damaged page is met now and not by a request.
+    fn check(&self) -> Result<(), StorageError> {
+        for area in row::DATA_AREAS {
+            for item in self.range(&[area], Some(&[area + 1])) {
+                let (key, value) = item?;
+                if self.whole(&key, row::decode(&value)?)?.is_none() {
+                    return Err(StorageError::damaged("parts of a large value of the state are missing"));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn window(&self, end: &BatchEnd) -> Result<(Window, WindowRows), StorageError> {

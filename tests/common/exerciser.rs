@@ -370,12 +370,8 @@ fn check(data: &Path, acknowledged: &Acknowledged) -> Result<(), Finding> {
     }
     let dir = DataDir::open(data)?;
     let (log, state) = keystead_storage::open(&dir)?;
-    // From here on nothing may be missing; but a row of the state is read when it is wanted.
+    // From here on nothing may be missing.
     let wrong = |error: StorageError| Finding::Wrong(format!("noticed too late: {error}"));
-    let met = |error: StorageError| match error {
-        StorageError::Damaged { .. } => Finding::from(error),
-        other => wrong(other),
-    };
     let bounds = log.bounds();
     let last = bounds.last.map_or(0, |last| last.index);
     if last < acknowledged.last {
@@ -405,16 +401,16 @@ fn check(data: &Path, acknowledged: &Acknowledged) -> Result<(), Finding> {
         let due: Vec<_> =
             records.iter().filter(|r| r.log_id.index > applied).map(|r| entry(r.log_id)).collect();
         applied = applied.max(next - 1);
-        state.apply(due).map_err(met)?;
+        state.apply(due).map_err(wrong)?;
     }
     let newest: BTreeMap<u64, u64> = (1..=applied).map(|index| (index % KEYS, index)).collect();
     for index in newest.values() {
-        let found = state.get(&key(*index)).map_err(met)?;
+        let found = state.get(&key(*index)).map_err(wrong)?;
         let term = terms.get(index).copied().unwrap_or_else(|| acknowledged.term(*index));
         if found.as_ref().is_none_or(|found| found.value != bytes(term, *index)) {
             return Err(Finding::Wrong(format!("the value of entry {index} is not there")));
         }
     }
-    state.cut().and_then(|cut| cut.verify()).map_err(met)?;
+    state.cut().and_then(|cut| cut.verify()).map_err(wrong)?;
     Ok(())
 }
