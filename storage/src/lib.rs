@@ -25,6 +25,7 @@ mod doubt;
 mod flusher;
 #[cfg(test)]
 mod fuzz_tests;
+mod key_filter;
 mod log_disk;
 mod log_frame;
 mod log_replay;

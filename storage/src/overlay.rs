@@ -3,7 +3,7 @@
 //! Entries go into an open batch, coalesced by key; a batch is made of whole entries and is written to
 //! sled as one. Readers see the newest row of every key that is still in a batch.
 
-use std::collections::{BTreeMap, HashMap, VecDeque, hash_map};
+use std::collections::{BTreeSet, HashMap, VecDeque, hash_map};
 use std::ops::Bound;
 use std::sync::{Arc, OnceLock};
 
@@ -82,7 +82,10 @@ struct Slot {
 /// Rows and batches between apply and disk.
 #[derive(Default)]
 pub(crate) struct Overlay {
-    rows: BTreeMap<Bytes, Slot>,
+    rows: HashMap<Bytes, Slot>,
+    /// The keys of `rows` in their order, for walks. A search here compares a dozen keys, most of which begin alike, so
+    /// that only what comes and goes is put here, and nothing is looked for.
+    order: BTreeSet<Bytes>,
     open: Batch,
     closed: VecDeque<Arc<Batch>>,
 }
@@ -109,7 +112,8 @@ impl Overlay {
     ) -> impl Iterator<Item = (&'a Bytes, Option<&'a Row>)> {
         let empty = end.is_some_and(|end| end <= from);
         let end = if empty { Bound::Excluded(from) } else { end.map_or(Bound::Unbounded, Bound::Excluded) };
-        self.rows.range::<[u8], _>((Bound::Included(from), end)).map(|(key, slot)| (key, slot.row.as_ref()))
+        let keys = self.order.range::<[u8], _>((Bound::Included(from), end));
+        keys.filter_map(|key| Some((key, self.rows.get(key)?.row.as_ref())))
     }
 
     /// Adds an applied entry. Gives the bytes that it added.
@@ -134,7 +138,10 @@ impl Overlay {
                     slot.insert(Changed { row: row.clone(), before });
                 }
             }
-            self.rows.insert(key, Slot { row, batch: self.open.number });
+            let slot = Slot { row, batch: self.open.number };
+            if self.rows.insert(key.clone(), slot).is_none() {
+                self.order.insert(key);
+            }
         }
         if let Some((number, request)) = remembered {
             self.open.bytes += request.encoded_bytes() + 64;
@@ -194,6 +201,7 @@ impl Overlay {
             for key in batch.rows.keys() {
                 if self.rows.get(key).is_some_and(|slot| slot.batch == batch.number) {
                     self.rows.remove(key);
+                    self.order.remove(key);
                 }
             }
         }

@@ -11,6 +11,7 @@ use crate::codec;
 use crate::database::{BATCH_OPERATIONS, Database, guarded};
 use crate::digest::{LtHash, PlainApplied, from_plain, plain};
 use crate::error::StorageError;
+use crate::key_filter::KeyFilter;
 use crate::overlay::{BatchEnd, Before};
 use crate::row::{self, Row, Stored};
 use crate::snapshot::WindowMark;
@@ -42,6 +43,8 @@ pub(crate) struct StateTree {
     tree: sled::Tree,
     number: u64,
     retired: AtomicBool,
+    /// Knows the rows of the tree, but not the parts of large ones.
+    keys: KeyFilter,
     // Last, so that it is dropped after the tree.
     database: Arc<Database>,
 }
@@ -103,7 +106,7 @@ impl StateDisk {
     /// Makes an empty tree beside the current one.
     pub fn stage(&self) -> Result<Arc<StateTree>, StorageError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let tree = self.tree(number)?;
+        let tree = self.tree(number, KeyFilter::default())?;
         tree.retired.store(true, Ordering::Release); // until it becomes the current one
         Ok(tree)
     }
@@ -130,14 +133,14 @@ impl StateDisk {
         self.sync()
     }
 
-    fn tree(&self, number: u64) -> Result<Arc<StateTree>, StorageError> {
+    fn tree(&self, number: u64, keys: KeyFilter) -> Result<Arc<StateTree>, StorageError> {
         let tree = self.database.tree(&tree_name(number))?;
         let database = Arc::clone(&self.database);
-        Ok(Arc::new(StateTree { tree, number, retired: AtomicBool::new(false), database }))
+        Ok(Arc::new(StateTree { tree, number, retired: AtomicBool::new(false), keys, database }))
     }
 
     fn create(&self) -> Result<Opened, StorageError> {
-        let tree = self.tree(1)?;
+        let tree = self.tree(1, KeyFilter::default())?;
         let mut meta = Meta::default();
         meta.end.applied.generation = 1;
         tree.apply(sled::Batch::default(), Some(&meta))?;
@@ -147,7 +150,7 @@ impl StateDisk {
     }
 
     fn load(&self, number: u64) -> Result<Opened, StorageError> {
-        let tree = self.tree(number)?;
+        let tree = self.tree(number, KeyFilter::unfilled())?;
         let meta = tree.meta()?;
         let (window, window_rows) = tree.window(&meta.end)?;
         tree.check()?;
@@ -169,8 +172,16 @@ impl Drop for StateTree {
 /// sled reads a page when it is wanted, and panics if it finds it damaged: so whatever touches pages is guarded, and
 /// damage is an error wherever it is met.
 impl StateTree {
+    /// Which rows may be there.
+    pub fn keys(&self) -> &KeyFilter {
+        &self.keys
+    }
+
     /// Reads a row without its parts.
     pub fn stored(&self, key: &[u8]) -> Result<Option<Stored>, StorageError> {
+        if !self.keys.may_hold(key) {
+            return Ok(None);
+        }
         self.database.guarded(|| {
             let bytes = self.tree.get(key).map_err(|e| self.database.error("read", e))?;
             bytes.map(|bytes| row::decode(&bytes)).transpose()
@@ -238,7 +249,8 @@ impl StateTree {
         meta: Option<&Meta>,
     ) -> Result<(), StorageError> {
         let mut batch = sled::Batch::default();
-        let mut orphans = Vec::new();
+        let (mut orphans, mut vanished) = (Vec::new(), Vec::new());
+        let counted = self.keys.is_complete();
         for (key, row, before) in rows {
             let old = match before {
                 Before::Absent => None,
@@ -252,8 +264,16 @@ impl StateTree {
                 orphans.extend(old.keys(key).map(|part| (part, None)));
             }
             match row {
-                None => batch.remove(key.as_ref()),
+                None => {
+                    batch.remove(key.as_ref());
+                    if counted && !matches!(before, Before::Absent) {
+                        vanished.push(key);
+                    }
+                }
                 Some(row) => {
+                    if matches!(before, Before::Absent) {
+                        self.keys.add(key);
+                    }
                     let (main, parts) = row::encode(key, row);
                     self.apply_many(parts.into_iter().map(|(part, value)| (part, Some(value))))?;
                     batch.insert(key.as_ref(), main);
@@ -270,6 +290,9 @@ impl StateTree {
             }
         }
         self.apply(batch, meta)?;
+        for key in vanished {
+            self.keys.remove(key);
+        }
         self.apply_many(orphans.into_iter())
     }
 
