@@ -91,7 +91,7 @@ pub struct EncodedBody {
 impl EncodedBody {
     /// Encodes a body.
     pub fn new(body: &Body) -> Self {
-        let mut out = BytesMut::new();
+        let mut out = BytesMut::with_capacity(body_capacity(body));
         match body {
             Body::Txn(txn) => {
                 put_txn(&mut out, txn);
@@ -248,6 +248,23 @@ pub fn to_command(header: &Header, body: Body) -> Command {
         txn,
         checkpoint,
     }
+}
+
+/// Bytes that a body takes, or a few more: growing would copy it several times.
+fn body_capacity(body: &Body) -> usize {
+    const FIELDS: usize = 32;
+    let Body::Txn(txn) = body else { return 64 };
+    let check = |check: &Check| match check {
+        Check::Record { key, .. } => key.as_bytes().len() + FIELDS,
+        Check::Children { folder, .. } => folder.as_bytes().len() + FIELDS,
+    };
+    let write = |write: &Write| match write {
+        Write::Put { key, value } => key.as_bytes().len() + value.len() + FIELDS,
+        Write::Delete { key } => key.as_bytes().len() + FIELDS,
+    };
+    let checks: usize = txn.checks.iter().map(check).sum();
+    let writes: usize = txn.writes.iter().map(write).sum();
+    checks + writes + txn.response.len() + 2 * FIELDS
 }
 
 fn put_txn(out: &mut BytesMut, txn: &Txn) {

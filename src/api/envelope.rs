@@ -1,5 +1,7 @@
 //! The JSON documents around an answer, in the order of keys that clients see from Vault.
 
+use std::borrow::Cow;
+
 use keystead_storage::RequestId;
 use serde::{
     Serialize, Serializer,
@@ -21,23 +23,23 @@ pub struct Rendered {
     /// The body, which ends in a newline.
     pub body: Option<String>,
     /// Its type; absent on redirects, present even without a body otherwise.
-    pub content_type: Option<String>,
+    pub content_type: Option<Cow<'static, str>>,
 }
 
 const JSON: &str = "application/json";
 
 /// Renders a response.
 pub fn render(response: Response) -> Rendered {
-    let json = |body: String| Rendered { body: Some(body + "\n"), content_type: Some(JSON.to_owned()) };
+    let json = |body: String| Rendered { body: Some(body + "\n"), content_type: Some(JSON.into()) };
     match response.result {
-        Ok(Answer::NoContent) => Rendered { body: None, content_type: Some(JSON.to_owned()) },
+        Ok(Answer::NoContent) => Rendered { body: None, content_type: Some(JSON.into()) },
         Ok(Answer::Logical(logical) | Answer::Missing(logical)) => {
             json(gojson::to_string(&Envelope { id: response.id, logical: &logical }))
         }
         Ok(Answer::Secret(secret)) => json(secret_document(response.id, &secret)),
         Ok(Answer::Raw(body) | Answer::Health { body, .. }) => json(body),
         Ok(Answer::Text { content_type, body }) => {
-            Rendered { body: Some(body), content_type: Some(content_type) }
+            Rendered { body: Some(body), content_type: Some(content_type.into()) }
         }
         Ok(Answer::Redirect { .. }) => Rendered { body: None, content_type: None },
         Err(error) => json(gojson::to_string(&Errors(&error))),
@@ -50,7 +52,7 @@ fn secret_document(id: RequestId, secret: &Secret) -> String {
     out.push_str("{\"request_id\":\"");
     out.push_str(&MountId(id.0).to_string());
     out.push_str("\",\"lease_id\":\"\",\"renewable\":false,\"lease_duration\":0,\"data\":{\"data\":");
-    gojson::escape_markup(&mut out, &secret.text);
+    gojson::escape_markup(&mut out, secret.text.expose());
     out.push_str(",\"metadata\":");
     out.push_str(&gojson::to_string(&secret.metadata));
     out.push_str("},\"wrap_info\":null,\"warnings\":");

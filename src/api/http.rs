@@ -1,6 +1,7 @@
 //! From an HTTP request to a [`Request`], and from a [`Response`] back.
 
 use std::{
+    borrow::Cow,
     hint::black_box,
     net::{IpAddr, SocketAddr},
     panic::AssertUnwindSafe,
@@ -47,12 +48,21 @@ const BELIEVED_BYTES: u64 = 4 << 10;
 const LONG_PARSE_BYTES: usize = 256 << 10;
 
 /// What a connection knows of its client.
-#[derive(Clone)]
 pub(super) struct Client {
     /// The other end of the connection; `None` on a socket of the file system.
     pub address: Option<SocketAddr>,
+    /// The address as requests show it, written once for all of the connection.
+    shown: String,
     /// The certificate it showed, in DER.
     pub certificate: Option<Vec<u8>>,
+}
+
+impl Client {
+    /// A client that was accepted from `address` and showed `certificate`.
+    pub fn new(address: Option<SocketAddr>, certificate: Option<Vec<u8>>) -> Self {
+        let shown = address.map_or_else(|| "@".to_owned(), |address| address.to_string());
+        Self { address, shown, certificate }
+    }
 }
 
 /// What all requests of a listener share.
@@ -150,18 +160,21 @@ fn parse_head(parts: &Parts, rules: &ListenerRules) -> Result<Request, ApiError>
         return Err(ApiError::PreconditionFailed("missing \"X-Vault-Request\" header".to_owned()));
     }
     refuse_wrapping(headers)?;
-    let mut request = Request::new(operation, path);
-    request.location = parts.uri.path_and_query().map_or_else(|| raw.to_owned(), ToString::to_string);
+    let location = parts.uri.path_and_query().map_or(raw, |location| location.as_str());
+    let mut request = Request::new_at(operation, path, location.to_owned());
     request.token = token(headers);
     request.namespace = text(headers, "x-vault-namespace").map(str::to_owned);
     request.open_metrics = rules.metrics.unauthenticated;
     request.no_forward = headers.contains_key("x-vault-no-request-forwarding");
-    if let Some(client) = parts.extensions.get::<Client>() {
+    if let Some(client) = parts.extensions.get::<Arc<Client>>() {
         let peer = client.address.map(|address| address.ip());
         let found = client_ip(&rules.x_forwarded_for, peer, headers)?;
         // The port is the connection's own, as it is in Vault.
         request.client_address = match (found, client.address) {
-            (Some(ip), Some(address)) => SocketAddr::new(ip, address.port()).to_string(),
+            (Some(ip), Some(address)) if ip != address.ip() => {
+                SocketAddr::new(ip, address.port()).to_string()
+            }
+            (Some(_), Some(_)) => client.shown.clone(),
             _ => "@".to_owned(),
         };
         request.client_certificate.clone_from(&client.certificate);
@@ -340,7 +353,13 @@ fn into_http(response: Response, namespace: Option<HeaderValue>, head: bool) -> 
             headers.insert(name, value);
         }
     };
-    set(header::CONTENT_TYPE, rendered.content_type.and_then(|kind| HeaderValue::from_str(&kind).ok()));
+    set(
+        header::CONTENT_TYPE,
+        rendered.content_type.and_then(|kind| match kind {
+            Cow::Borrowed(kind) => Some(HeaderValue::from_static(kind)),
+            Cow::Owned(kind) => HeaderValue::try_from(kind).ok(),
+        }),
+    );
     set(header::RETRY_AFTER, retry_after.map(HeaderValue::from));
     set(header::LOCATION, location);
     set(HeaderName::from_static("x-vault-namespace"), namespace);

@@ -128,7 +128,7 @@ pub async fn serve(
                             serve_connection(stream, address, tls, entered, serving).await;
                         }
                         Accepted::Unix(stream) => {
-                            let client = Client { address: None, certificate: None };
+                            let client = Client::new(None, None);
                             serve_http(stream, false, client, serving).await;
                         }
                     }
@@ -263,7 +263,7 @@ async fn serve_connection(
     let _ = stream.set_nodelay(true);
     let address = Some(address);
     let Some(tls) = tls else {
-        let client = Client { address, certificate: None };
+        let client = Client::new(address, None);
         return serve_http(stream, false, client, serving).await;
     };
     let handshake = timeout(HANDSHAKE_TIMEOUT, handshake(stream, tls())).await;
@@ -274,7 +274,7 @@ async fn serve_connection(
             let http2 = session.alpn_protocol() == Some(b"h2");
             let certificate =
                 session.peer_certificates().and_then(|chain| chain.first()).map(|leaf| leaf.to_vec());
-            serve_http(stream, http2, Client { address, certificate }, serving).await;
+            serve_http(stream, http2, Client::new(address, certificate), serving).await;
         }
         Ok(None) => {}
         Err(_) => tracing::debug!("a client did not finish its TLS handshake in time"),
@@ -319,11 +319,12 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 ) {
     let Serving { handler, timeouts, stop } = serving;
     let activity = Activity::new();
+    let client = Arc::new(client);
     let io = TokioIo::new(Paced::new(stream, timeouts, http2, Arc::clone(&activity)));
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let busy = activity.begin();
         let mut request = request.map(Body::new);
-        request.extensions_mut().insert(client.clone());
+        request.extensions_mut().insert(Arc::clone(&client));
         let answer = handler(request);
         async move {
             let answer = answer.await;

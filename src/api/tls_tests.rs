@@ -117,8 +117,8 @@ async fn the_clients_certificate_reaches_the_request() {
     accepted.set_nonblocking(true).unwrap();
     let accepted = tokio::net::TcpListener::from_std(accepted).unwrap();
     let handler: Handler = Arc::new(|request| {
-        let client = request.extensions().get::<Client>().cloned().unwrap();
-        let length = client.certificate.map_or(0, |der| der.len());
+        let client = request.extensions().get::<Arc<Client>>().cloned().unwrap();
+        let length = client.certificate.as_ref().map_or(0, Vec::len);
         Box::pin(async move { ::http::Response::new(Body::from(length.to_string())) })
     });
     tokio::spawn(async move {

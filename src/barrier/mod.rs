@@ -34,9 +34,8 @@ use logmac::LogMac;
 use path::PathSealer;
 use path_cache::{PathCache, PathName};
 use value::ValueCipher;
-use zeroize::Zeroizing;
 
-use crate::secret::on_wiped_stack;
+use crate::secret::{SecretBytes, on_wiped_stack};
 
 /// Encryptions under one barrier key after which it should be rotated.
 ///
@@ -135,7 +134,7 @@ impl Barrier {
         record_type: RecordType,
         sealed_path: &[u8],
         sealed: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, OpenValueError> {
+    ) -> Result<SecretBytes, OpenValueError> {
         let term = value_term(sealed)?;
         let key = self.values.iter().find(|key| key.cipher.term() == term);
         let key = key.ok_or(OpenValueError::UnknownTerm { term })?;
@@ -290,7 +289,7 @@ mod tests {
         assert_eq!(keyring.rotate(2_000), 2);
         let new = Barrier::new(old.vault_id(), keyring);
         assert_eq!(new.term(), 2);
-        assert_eq!(**new.open_value(RecordType(1), b"path", &sealed).unwrap(), *b"secret");
+        assert_eq!(*new.open_value(RecordType(1), b"path", &sealed).unwrap(), *b"secret");
         let resealed = new.seal_value(RecordType(1), b"path", b"secret");
         assert_eq!(value_term(&resealed).unwrap(), 2);
         let refused = old.open_value(RecordType(1), b"path", &resealed).unwrap_err();

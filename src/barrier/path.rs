@@ -37,13 +37,17 @@ impl MountId {
 impl fmt::Display for MountId {
     /// As a UUID is written.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, byte) in self.0.iter().enumerate() {
-            if matches!(n, 4 | 6 | 8 | 10) {
-                f.write_str("-")?;
+        let mut digits = [0; 32];
+        hex::encode_to_slice(self.0, &mut digits).expect("two digits for each byte");
+        let digits = str::from_utf8(&digits).expect("digits are ASCII");
+        let mut text = String::with_capacity(36);
+        for (from, until) in [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)] {
+            if from > 0 {
+                text.push('-');
             }
-            write!(f, "{byte:02x}")?;
+            text.push_str(&digits[from..until]);
         }
-        Ok(())
+        f.write_str(&text)
     }
 }
 

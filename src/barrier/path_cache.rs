@@ -12,9 +12,9 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use zeroize::Zeroizing;
 
 use super::MountId;
+use crate::secret::SecretBytes;
 
 /// Bytes of one of the two generations.
 const GENERATION_BYTES: usize = 2 << 20;
@@ -24,7 +24,7 @@ const ENTRY_BYTES: usize = 96;
 const MAX_PATH_BYTES: usize = 1 << 10;
 
 /// A mount and the segments of a path, in one buffer.
-pub(super) struct PathName(Zeroizing<Vec<u8>>);
+pub(super) struct PathName(SecretBytes);
 
 impl PathName {
     /// The name of a path; `None` if it is too long to be kept.
@@ -33,14 +33,14 @@ impl PathName {
         if len > MAX_PATH_BYTES {
             return None;
         }
-        let mut name = Zeroizing::new(Vec::with_capacity(len));
+        let mut name = Vec::with_capacity(len);
         name.extend_from_slice(&mount.0);
         for segment in segments {
             name.extend_from_slice(segment.as_bytes());
             // No text has this byte, so that no two lists of segments give one name.
             name.push(0xff);
         }
-        Some(Self(name))
+        Some(Self(name.into()))
     }
 }
 
@@ -52,13 +52,13 @@ impl Borrow<[u8]> for PathName {
 
 impl Hash for PathName {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.as_slice().hash(state);
+        self.0.hash(state);
     }
 }
 
 impl PartialEq for PathName {
     fn eq(&self, other: &Self) -> bool {
-        self.0 == other.0
+        *self.0 == *other.0
     }
 }
 

@@ -19,6 +19,9 @@ pub fn to_string<T: Serialize + ?Sized>(value: &T) -> String {
 /// Appends a JSON document with Go's escaping. What is escaped stands only inside strings, so that the document need not
 /// be understood for it.
 pub fn escape_markup(out: &mut String, document: &str) {
+    if !may_need_escape(document) {
+        return out.push_str(document);
+    }
     let mut plain = 0;
     for (at, character) in document.char_indices() {
         if let Some(escaped) = escaped(character) {
@@ -28,6 +31,12 @@ pub fn escape_markup(out: &mut String, document: &str) {
         }
     }
     out.push_str(&document[plain..]);
+}
+
+/// Whether there may be something to escape: most texts need not be looked at character by character.
+fn may_need_escape(text: &str) -> bool {
+    const FIRST_OF_SEPARATORS: u8 = 0xe2;
+    text.bytes().fold(false, |found, byte| found | matches!(byte, b'<' | b'>' | b'&' | FIRST_OF_SEPARATORS))
 }
 
 fn escaped(character: char) -> Option<&'static str> {
@@ -45,6 +54,9 @@ struct GoFormatter(CompactFormatter);
 
 impl Formatter for GoFormatter {
     fn write_string_fragment<W: io::Write + ?Sized>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
+        if !may_need_escape(text) {
+            return self.0.write_string_fragment(out, text);
+        }
         let mut plain = 0;
         for (at, character) in text.char_indices() {
             let Some(escaped) = escaped(character) else { continue };

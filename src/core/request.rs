@@ -109,10 +109,16 @@ struct Wire {
 impl Request {
     /// A request for `path` with nothing else in it.
     pub fn new(operation: Operation, path: RequestPath) -> Self {
+        let location = format!("/v1/{}", path.as_str());
+        Self::new_at(operation, path, location)
+    }
+
+    /// A request for `path` that was sent as `location`, with nothing else in it.
+    pub fn new_at(operation: Operation, path: RequestPath, location: String) -> Self {
         Self {
             id: fresh_id(),
             operation,
-            location: format!("/v1/{}", path.as_str()),
+            location,
             path,
             data: Map::new(),
             token: None,

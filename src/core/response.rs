@@ -5,9 +5,9 @@ use std::{borrow::Cow, fmt};
 use bincode::{Decode, Encode};
 use keystead_storage::RequestId;
 use serde_json::{Map, Value};
-use zeroize::Zeroizing;
 
 use super::{codec, error::ApiError, json};
+use crate::secret::SecretString;
 
 /// What a request came to.
 ///
@@ -89,20 +89,26 @@ pub struct Logical {
 
 /// A version of a secret. Its text is not read only to be written again.
 #[derive(Clone)]
-#[cfg_attr(test, derive(PartialEq))]
 pub struct Secret {
     /// The data as it is stored: a JSON document that this program wrote.
-    pub text: Zeroizing<String>,
+    pub text: SecretString,
     /// What goes with it.
     pub metadata: Map<String, Value>,
     /// What the client should know.
     pub warnings: Vec<String>,
 }
 
+#[cfg(test)]
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_text() == other.to_text() && self.warnings == other.warnings
+    }
+}
+
 impl Secret {
     /// `data` and `metadata` as one JSON object, as it is encoded between nodes.
     fn to_text(&self) -> String {
-        format!("{{\"data\":{},\"metadata\":{}}}", *self.text, map_to_text(&self.metadata))
+        format!("{{\"data\":{},\"metadata\":{}}}", self.text.expose(), map_to_text(&self.metadata))
     }
 }
 

@@ -10,10 +10,12 @@ use bytes::Bytes;
 use keystead_storage::{
     Check, Child, FolderKey, RecordKey, RequestId, SealedState, StorageError, Txn, Version, Write,
 };
-use zeroize::Zeroizing;
 
 use super::{error::ApiError, response::Response};
-use crate::barrier::{Barrier, MountId, RecordType};
+use crate::{
+    barrier::{Barrier, MountId, RecordType},
+    secret::SecretBytes,
+};
 
 /// Most records that one request may write.
 pub const MAX_WRITES: usize = 256;
@@ -56,10 +58,10 @@ pub struct Name {
 }
 
 /// A record's plaintext and its version; `None` for one that this transaction has written itself.
-pub type Versioned = (Zeroizing<Vec<u8>>, Option<Version>);
+pub type Versioned = (SecretBytes, Option<Version>);
 
 enum Pending {
-    Put { kind: RecordType, value: Zeroizing<Vec<u8>> },
+    Put { kind: RecordType, value: SecretBytes },
     Delete,
 }
 
@@ -103,7 +105,7 @@ impl Transaction {
         mount: MountId,
         path: &[&str],
         kind: RecordType,
-    ) -> Result<Option<Zeroizing<Vec<u8>>>, ApiError> {
+    ) -> Result<Option<SecretBytes>, ApiError> {
         self.get_versioned(mount, path, kind).map(|found| found.map(|(value, _)| value))
     }
 
@@ -187,7 +189,7 @@ impl Transaction {
         mount: MountId,
         path: &[&str],
         kind: RecordType,
-        value: impl Into<Zeroizing<Vec<u8>>>,
+        value: impl Into<SecretBytes>,
     ) -> Result<(), ApiError> {
         let key = self.record_key(mount, path)?;
         self.writes.insert(key, Pending::Put { kind, value: value.into() });
@@ -318,7 +320,7 @@ pub fn seal_record(
 
 /// Seals an answer for the request window. Its place is its id, so that it opens for no other request.
 fn seal_response(barrier: &Barrier, id: RequestId, response: &Response) -> Result<Bytes, ApiError> {
-    let plain = Zeroizing::new(response.encode_result()?);
+    let plain = SecretBytes::from(response.encode_result()?);
     Ok(Bytes::from(barrier.seal_value(kind::RESPONSE, &id.0, &plain)))
 }
 

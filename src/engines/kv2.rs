@@ -1,23 +1,25 @@
 //! KV with versions, check-and-set, soft deletion and destruction.
 
 use serde_json::{Map, Value};
-use zeroize::Zeroizing;
 
 use super::{
     EngineRequest,
     kv2_meta::{self, Config, Meta, Place},
     listing,
 };
-use crate::core::{
-    error::ApiError,
-    fields::{Fields, integer},
-    json,
-    mounts::MountEntry,
-    path::segments,
-    request::Operation,
-    response::{Answer, Logical, Secret},
-    time::go_duration,
-    txn::Transaction,
+use crate::{
+    core::{
+        error::ApiError,
+        fields::{Fields, integer},
+        json,
+        mounts::MountEntry,
+        path::segments,
+        request::Operation,
+        response::{Answer, Logical, Secret},
+        time::go_duration,
+        txn::Transaction,
+    },
+    secret::{SecretBytes, SecretString},
 };
 
 const AREAS: [&str; 6] = ["data", "metadata", "delete", "undelete", "destroy", "subkeys"];
@@ -153,7 +155,7 @@ enum Change {
 /// What a version's number leads to.
 enum Found {
     /// Metadata to show, and the data as stored.
-    Alive(Map<String, Value>, Zeroizing<Vec<u8>>),
+    Alive(Map<String, Value>, SecretBytes),
     /// Deleted or destroyed: metadata only.
     Gone(Map<String, Value>),
 }
@@ -206,9 +208,9 @@ impl Key<'_> {
                 return Ok(Answer::Missing(Logical { data: Some(body), warnings, ..Logical::default() }));
             }
         };
-        let text =
-            std::str::from_utf8(&bytes).map_err(|error| ApiError::internal("reading a version", &error))?;
-        Ok(Answer::Secret(Secret { text: text.to_owned().into(), metadata, warnings }))
+        let text = SecretString::try_from(bytes)
+            .map_err(|error| ApiError::internal("reading a version", &error.utf8_error()))?;
+        Ok(Answer::Secret(Secret { text, metadata, warnings }))
     }
 
     fn subkeys(&self, txn: &mut Transaction) -> Result<Answer, ApiError> {

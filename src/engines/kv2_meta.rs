@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bincode::{Decode, Encode};
 use serde_json::{Map, Value, json};
-use zeroize::Zeroizing;
 
 use crate::{
     barrier::MountId,
@@ -22,7 +21,7 @@ use crate::{
         time::{go_duration, rfc3339},
         txn::{Transaction, kind},
     },
-    secret::random_array,
+    secret::{SecretBytes, random_array},
 };
 
 /// Versions kept when neither key nor mount says how many.
@@ -169,7 +168,7 @@ impl Meta {
         key: &[&str],
         number: u64,
         txn: &mut Transaction,
-    ) -> Result<Option<Zeroizing<Vec<u8>>>, ApiError> {
+    ) -> Result<Option<SecretBytes>, ApiError> {
         let bytes = txn.get(place.records, &["v", &version_name(self.id, number)], kind::KV2_VERSION)?;
         match (bytes, place.before) {
             (None, Some(before)) if number == 1 => txn.get(before.mount, key, kind::KV1),

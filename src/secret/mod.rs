@@ -7,6 +7,7 @@
 //! image, and the buffers of TLS and HTTP through which shares and tokens come in.
 #![cfg_attr(test, allow(clippy::unwrap_used))] // in a test, a panic is the report
 
+mod bytes;
 #[cfg(test)]
 mod comparison_tests;
 mod keys;
@@ -14,6 +15,7 @@ mod lock;
 mod stack;
 mod text;
 
+pub use bytes::SecretBytes;
 pub use keys::{BarrierKey, DerivedKey, Kek, LogKey, PathKey, RootKey, ShareBytes};
 pub use lock::{Locked, can_lock, disable_core_dumps, mlock_failures, set_mlock};
 pub use stack::on_wiped_stack;

@@ -1,21 +1,31 @@
 //! Secrets that are text: tokens, and shares as people type them.
 
-use std::fmt;
+use std::{fmt, string::FromUtf8Error};
 
 use subtle::ConstantTimeEq;
-use zeroize::Zeroizing;
+use zeroize::ZeroizeOnDrop;
+
+use super::bytes::{SecretBytes, wipe};
 
 /// A secret string that is wiped when dropped, never printed, and compared in constant time.
 ///
 /// It is not locked against swapping: requests carry such strings through buffers that are not locked either.
 #[derive(Clone)]
-pub struct SecretString(Zeroizing<String>);
+pub struct SecretString(String);
+
+impl Drop for SecretString {
+    fn drop(&mut self) {
+        wipe(&mut std::mem::take(&mut self.0).into_bytes());
+    }
+}
+
+impl ZeroizeOnDrop for SecretString {}
 
 impl SecretString {
     /// Takes over `text`, without a copy.
     #[must_use]
     pub fn new(text: String) -> Self {
-        Self(Zeroizing::new(text))
+        Self(text)
     }
 
     /// The text itself.
@@ -40,6 +50,15 @@ impl SecretString {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+impl TryFrom<SecretBytes> for SecretString {
+    type Error = FromUtf8Error;
+
+    /// Takes over the bytes, without a copy. What the error holds is not wiped, for it is no text of ours.
+    fn try_from(bytes: SecretBytes) -> Result<Self, FromUtf8Error> {
+        String::from_utf8(bytes.into_vec()).map(Self)
     }
 }
 
