@@ -12,7 +12,7 @@ use std::{
 };
 
 use common::{at_most, one, three};
-use keystead_chaos::{Client, Cluster, Errno, Load, Op, Rule, load::Ended, wait};
+use keystead_chaos::{Client, Cluster, Errno, Load, Op, Rule, load::Ended, skip, wait};
 use serde_json::json;
 
 const MIB: u64 = 1024 * 1024;
@@ -36,7 +36,7 @@ impl Disk {
             Ok(done) => String::from_utf8_lossy(&done.stderr).into_owned(),
             Err(error) => error.to_string(),
         };
-        eprintln!("SKIPPED: a small file system cannot be mounted, which needs root: {}", why.trim());
+        skip(&format!("a small file system cannot be mounted, which needs root: {why}"));
         None
     }
 

@@ -18,6 +18,7 @@ use keystead::{
 use keystead_chaos::{
     Builder, Cluster, Node,
     memory::{self, Found, Needle},
+    skip,
 };
 use rustix::process::Signal;
 use serde_json::json;
@@ -32,7 +33,7 @@ const KEYRING: &[u8] = b"ckeyring";
 fn skipped() -> bool {
     let skipped = !memory::permitted();
     if skipped {
-        eprintln!("skipped: reading another process's memory takes root");
+        skip("reading another process's memory takes root");
     }
     skipped
 }
@@ -189,7 +190,7 @@ fn started_by(directory: &Path, before: &str) -> PathBuf {
 async fn case_10_a_crash_leaves_no_core_file() {
     let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
     if pattern.contains(['|', '/', '%']) {
-        eprintln!("skipped: this system collects core files elsewhere ({})", pattern.trim());
+        skip(&format!("this system collects core files elsewhere ({pattern})"));
         return;
     }
     let directory = tempfile::tempdir().unwrap();
@@ -204,7 +205,7 @@ async fn case_10_a_crash_leaves_no_core_file() {
         .status()
         .unwrap();
     if !status.core_dumped() || cores() == 0 {
-        eprintln!("skipped: no core file is written here at all");
+        skip("no core file is written here at all");
         return;
     }
     for entry in std::fs::read_dir(directory.path()).unwrap().flatten() {

@@ -22,7 +22,7 @@ use common::three;
 use exerciser::{Acknowledged, Random, WHOLE, start_check, start_writer};
 use keystead_chaos::{
     load::{Ended, Load},
-    wait,
+    skip, wait,
 };
 
 const DEVICE_BYTES: u64 = 2 << 30;
@@ -88,7 +88,7 @@ impl Device {
     fn or_skip() -> Option<Self> {
         let made = Self::new();
         if let Err(why) = &made {
-            eprintln!("skipped, for no file system can be cut off here: {why}");
+            skip(&format!("no file system can be cut off here: {why}"));
         }
         made.ok()
     }

@@ -30,6 +30,7 @@ pub mod process;
 pub mod raw;
 pub mod scan;
 pub mod scratch;
+pub mod skip;
 pub mod stacks;
 pub mod wait;
 
@@ -45,3 +46,4 @@ pub use load::{History, Load};
 pub use net::{Direction, Net};
 pub use node::Node;
 pub use process::Process;
+pub use skip::skip;
