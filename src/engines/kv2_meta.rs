@@ -56,6 +56,9 @@ impl Place {
     }
 }
 
+/// What names the versions of a key: so many keys that two of them drew the same will never be.
+type Id = [u8; 12];
+
 /// Version records that one request deletes itself; what is more waits for the sweep.
 const MAX_DELETED_AT_ONCE: u64 = 100;
 
@@ -82,7 +85,7 @@ pub(super) struct VersionMeta {
 /// Stored, a time is the distance from the one before: it takes as many bytes as it needs, and every put writes it.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub(super) struct Meta {
-    pub id: [u8; 16],
+    pub id: Id,
     pub created_ms: u64,
     pub updated_ms: u64,
     /// 0 as long as there is none.
@@ -102,7 +105,7 @@ pub(super) struct Meta {
 /// Versions of a key that nothing refers to any more.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub(super) struct Garbage {
-    pub id: [u8; 16],
+    pub id: Id,
     pub from: u64,
     /// Inclusive.
     pub to: u64,
@@ -359,7 +362,7 @@ impl Meta {
 
 /// Deletes the records of versions that nothing refers to any more, or leaves a note for the sweep when there
 /// are too many for one entry.
-fn discard(mount: MountId, id: [u8; 16], from: u64, to: u64, txn: &mut Transaction) -> Result<(), ApiError> {
+fn discard(mount: MountId, id: Id, from: u64, to: u64, txn: &mut Transaction) -> Result<(), ApiError> {
     let direct_to = to.min(from.saturating_add(MAX_DELETED_AT_ONCE - 1));
     for number in from..=direct_to {
         delete_version(mount, id, number, txn)?;
@@ -385,13 +388,13 @@ pub(super) fn sweep(mount: MountId, txn: &mut Transaction) -> Result<bool, ApiEr
     Ok(true)
 }
 
-fn delete_version(mount: MountId, id: [u8; 16], number: u64, txn: &mut Transaction) -> Result<(), ApiError> {
+fn delete_version(mount: MountId, id: Id, number: u64, txn: &mut Transaction) -> Result<(), ApiError> {
     txn.delete(mount, &["v", &version_name(id, number)])
 }
 
 /// The name of a version's record. All versions of all keys lie in one folder, so that a put changes that
 /// folder's row, which it shares with all other puts, and not one of its own.
-fn version_name(id: [u8; 16], number: u64) -> String {
+fn version_name(id: Id, number: u64) -> String {
     format!("{}.{number}", URL_SAFE_NO_PAD.encode(id))
 }
 

@@ -7,7 +7,8 @@
 //! below a folder lies together, and a listing steps over a folder with one seek. A folder is `f`, the
 //! uuid, its segments closed by `00 01`.
 //!
-//! A row is format, kind, version, body, `u32` CRC32 of all that. A value of more than 60 KiB is cut into
+//! A row is format and kind in a byte, the version's generation and index in as many bytes as they need (seven bits
+//! in each, the lowest first), body, `u32` CRC32 of all that. A value of more than 60 KiB is cut into
 //! parts, whose keys carry the version: a reader never joins parts of two writes.
 
 use bytes::{Buf, Bytes};
@@ -28,11 +29,12 @@ pub(crate) const INLINE_BYTES: usize = 60 * 1024;
 /// Largest value: it came in one log entry.
 const MAX_VALUE_BYTES: usize = crate::log_frame::MAX_PAYLOAD_BYTES;
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 const KIND_INLINE: u8 = 0;
 const KIND_SPLIT: u8 = 1;
 const KIND_FOLDER: u8 = 2;
-const HEADER_BYTES: usize = 2 + Version::BYTES;
+/// Bytes before the body at most.
+const HEADER_BYTES: usize = 1 + 5 + 10;
 const CRC_BYTES: usize = 4;
 
 const CLOSE_RECORD: u8 = 0x00;
@@ -175,13 +177,15 @@ fn escape(out: &mut Vec<u8>, segment: &[u8]) {
 
 /// Encodes a row; a large value comes back as parts to be written before it.
 pub(crate) fn encode(key: &[u8], row: &Row) -> (Vec<u8>, Vec<(Vec<u8>, Bytes)>) {
-    let (kind, version) = match row {
-        Row::Record(record) if record.value.len() > INLINE_BYTES => (KIND_SPLIT, record.version),
-        Row::Record(record) => (KIND_INLINE, record.version),
-        Row::Folder(folder) => (KIND_FOLDER, folder.version),
+    let (kind, version, body_bytes) = match row {
+        Row::Record(record) if record.value.len() > INLINE_BYTES => (KIND_SPLIT, record.version, 8),
+        Row::Record(record) => (KIND_INLINE, record.version, record.value.len()),
+        Row::Folder(folder) => (KIND_FOLDER, folder.version, 8),
     };
-    let mut out = vec![FORMAT, kind];
-    out.extend_from_slice(&version.to_bytes());
+    let mut out = Vec::with_capacity(HEADER_BYTES + body_bytes + CRC_BYTES);
+    out.push(FORMAT << 4 | kind);
+    put_number(&mut out, version.generation.into());
+    put_number(&mut out, version.index);
     let mut parts = Vec::new();
     match row {
         Row::Folder(folder) => out.extend_from_slice(&folder.children.to_be_bytes()),
@@ -204,19 +208,20 @@ pub(crate) fn encode(key: &[u8], row: &Row) -> (Vec<u8>, Vec<(Vec<u8>, Bytes)>) 
 /// Reads a row.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Stored, StorageError> {
     let bad = |why: &str| StorageError::damaged(format!("a row of the state cannot be read ({why})"));
-    if bytes.len() < HEADER_BYTES + CRC_BYTES {
-        return Err(bad("cut off"));
-    }
-    let (covered, crc) = bytes.split_last_chunk::<CRC_BYTES>().expect("the length was checked");
+    let (covered, crc) = bytes.split_last_chunk::<CRC_BYTES>().ok_or_else(|| bad("cut off"))?;
     if crc32fast::hash(covered) != u32::from_be_bytes(*crc) {
         return Err(bad("wrong checksum"));
     }
-    let (mut header, mut body) = covered.split_at(HEADER_BYTES);
-    let (format, kind) = (header.get_u8(), header.get_u8());
+    let (first, mut body) = covered.split_first().ok_or_else(|| bad("cut off"))?;
+    let (format, kind) = (first >> 4, first & 0xf);
     if format != FORMAT {
         return Err(bad(&format!("format {format}, this release knows {FORMAT}")));
     }
-    let version = Version { generation: header.get_u32(), index: header.get_u64() };
+    let generation = take_number(&mut body).and_then(|number| u32::try_from(number).ok());
+    let (Some(generation), Some(index)) = (generation, take_number(&mut body)) else {
+        return Err(bad("no version"));
+    };
+    let version = Version { generation, index };
     match (kind, body.len()) {
         (KIND_INLINE, _) => {
             let value = Bytes::copy_from_slice(body);
@@ -233,6 +238,33 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Stored, StorageError> {
         (KIND_FOLDER, 8) => Ok(Stored::Whole(Row::Folder(Folder { version, children: body.get_u64() }))),
         _ => Err(bad("unknown kind")),
     }
+}
+
+/// Writes a number in groups of seven bits, the lowest first; all but the last are marked.
+fn put_number(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+/// Reads what [`put_number`] wrote, and nothing that it would have written otherwise.
+fn take_number(bytes: &mut &[u8]) -> Option<u64> {
+    let mut number = 0_u64;
+    for shift in (0..u64::BITS).step_by(7) {
+        let (byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        let group = u64::from(byte & 0x7f);
+        if group << shift >> shift != group {
+            return None;
+        }
+        number |= group << shift;
+        if *byte < 0x80 {
+            return (*byte != 0 || shift == 0).then_some(number);
+        }
+    }
+    None
 }
 
 /// Where the parts of a value lie.
@@ -350,13 +382,30 @@ mod tests {
     }
 
     #[test]
+    fn a_number_comes_back_and_has_one_form() {
+        for number in [0, 1, 0x7f, 0x80, 0x3fff, 0x4000, u64::from(u32::MAX), u64::MAX - 1, u64::MAX] {
+            let mut bytes = Vec::new();
+            put_number(&mut bytes, number);
+            let mut rest = &bytes[..];
+            assert_eq!((take_number(&mut rest), rest), (Some(number), &[][..]));
+            for cut in 0..bytes.len() {
+                assert_eq!(take_number(&mut &bytes[..cut]), None);
+            }
+        }
+        for bad in [&[0x80, 0][..], &[0xff, 0x80, 0], &[0xff; 10], &[0x80; 10]] {
+            assert_eq!(take_number(&mut &*bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
     fn a_row_that_claims_more_parts_than_a_value_has_is_damaged() {
         let version = Version { generation: 1, index: 9 };
         let row = Row::Record(Record { version, value: vec![7; INLINE_BYTES + 1].into() });
         let (good, _) = encode(b"ckey", &row);
         for total in [0, 1, INLINE_BYTES as u32, MAX_VALUE_BYTES as u32 + 1, u32::MAX] {
             let mut bad = good[..good.len() - CRC_BYTES].to_vec();
-            bad[HEADER_BYTES..HEADER_BYTES + 4].copy_from_slice(&total.to_be_bytes());
+            let body = bad.len() - 8;
+            bad[body..body + 4].copy_from_slice(&total.to_be_bytes());
             let crc = crc32fast::hash(&bad);
             bad.extend_from_slice(&crc.to_be_bytes());
             assert!(decode(&bad).is_err(), "{total}");

@@ -19,7 +19,7 @@ use crate::sync_meter::SyncMeter;
 use crate::window::{Remembered, Window};
 
 /// Reads mostly hit the overlay or repeat; what is beyond is the page cache's business.
-const CACHE_BYTES: u64 = 16 * 1024 * 1024;
+const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 const FORMAT: u8 = 1;
 const TREE_PREFIX: &str = "state.";
 const POINTER: &str = "current";
