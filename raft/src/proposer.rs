@@ -5,14 +5,17 @@
 //! another term than it was stamped with is a no-op on every node, so a change of leadership between the stamp
 //! and the append cannot let it through twice or late.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use keystead_storage::{MAX_OPERATIONS, Outcome, Txn, operation_count};
 use openraft::{
     errors::ClientWriteError, impls::ProgressResponder, raft::ClientWriteResult,
     type_config::alias::CommittedLeaderIdOf,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::{
     clock::ClusterClock,
@@ -38,7 +41,7 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 type WriteResult = ClientWriteResult<TypeConfig>;
 type Signed = (Proposal, CommittedLeaderIdOf<TypeConfig>);
-type Receiver = openraft::type_config::alias::OneshotReceiverOf<TypeConfig, WriteResult>;
+type Responder = ProgressResponder<TypeConfig, WriteResult>;
 
 /// Bursts that may be on their way before the next one waits; see [`run`].
 const BURSTS: usize = 2;
@@ -50,14 +53,14 @@ const BURST_WAIT: Duration = Duration::from_millis(20);
 
 struct Job {
     body: EncodedBody,
-    queued: oneshot::Sender<Result<Queued, ProposeError>>,
+    responder: Responder,
+    handed_over: HandedOver,
 }
 
-/// A proposal on its way. The burst is over when all of its proposals are.
-struct Queued {
-    outcome: Receiver,
-    burst: Arc<Option<OwnedSemaphorePermit>>,
-}
+/// What became of a proposal at the head of the queue: its burst, which is over when all of its proposals are, or why it
+/// went no further. Whoever proposed waits for the outcome alone and looks here afterwards: being woken twice for every
+/// proposal would cost more than the queue's own work.
+type HandedOver = Arc<OnceLock<Result<Arc<Option<OwnedSemaphorePermit>>, ProposeError>>>;
 
 /// The entrance to the log.
 #[derive(Clone)]
@@ -138,17 +141,19 @@ impl Proposer {
     }
 
     async fn once(&self, body: EncodedBody) -> Result<WriteResult, ProposeError> {
-        let (queued, receiver) = oneshot::channel();
+        let (responder, outcome) = ProgressResponder::complete_only();
+        let handed_over = HandedOver::default();
         let stopped = || ProposeError::Stopped("replication is shutting down".into());
-        self.queue.send(Job { body, queued }).await.map_err(|_| stopped())?;
-        let Queued { outcome, burst } = receiver.await.map_err(|_| stopped())??;
+        let job = Job { body, responder, handed_over: Arc::clone(&handed_over) };
+        self.queue.send(job).await.map_err(|_| stopped())?;
         // A leader that is cut off keeps the entry for as long as it is. The library drops the responder when it
         // shuts down with the entry in flight.
-        let outcome = tokio::time::timeout(COMMIT_TIMEOUT, outcome).await;
-        drop(burst);
-        match outcome {
+        match tokio::time::timeout(COMMIT_TIMEOUT, outcome).await {
             Ok(Ok(result)) => Ok(result),
-            Ok(Err(_)) | Err(_) => Err(ProposeError::Unknown),
+            Ok(Err(_)) | Err(_) => match handed_over.get() {
+                Some(Err(error)) => Err(error.clone()),
+                _ => Err(ProposeError::Unknown),
+            },
         }
     }
 
@@ -185,12 +190,19 @@ async fn run(stamp: Stamp, mut jobs: mpsc::Receiver<Job>) {
         // Signed first and handed over at once, so that the library finds them together.
         let signed: Vec<_> = burst.drain(..).map(|job| (stamp.sign(&mut sequence, &job.body), job)).collect();
         for (signed, job) in signed {
-            let queued = match signed {
-                Ok(signed) => stamp.hand_over(signed).await,
-                Err(error) => Err(error),
-            };
-            // Whoever asked may have gone; the entry goes its way all the same.
-            drop(job.queued.send(queued.map(|outcome| Queued { outcome, burst: Arc::clone(&permit) })));
+            // Whoever asked may have gone; the entry goes its way all the same. What is told is told before the responder
+            // goes, with which the one who waits wakes.
+            let Job { responder, handed_over, .. } = job;
+            match signed {
+                Ok(signed) => {
+                    drop(handed_over.set(Ok(Arc::clone(&permit))));
+                    stamp.hand_over(signed, responder).await;
+                }
+                Err(error) => {
+                    drop(handed_over.set(Err(error)));
+                    drop(responder);
+                }
+            }
         }
     }
 }
@@ -231,15 +243,11 @@ impl Stamp {
         Ok((proposal, leader.to_committed_leader_id()))
     }
 
-    async fn hand_over(&self, (proposal, leader): Signed) -> Result<Receiver, ProposeError> {
-        let (responder, receiver) = ProgressResponder::complete_only();
-        self.raft
-            .write(proposal)
-            .with_leader(leader)
-            .responder(responder)
-            .await
-            .map_err(|fatal| ProposeError::Stopped(fatal.to_string()))?;
-        Ok(receiver)
+    /// A library that has stopped drops the responder, and whether the entry is in the log is not known then.
+    async fn hand_over(&self, (proposal, leader): Signed, responder: Responder) {
+        if let Err(fatal) = self.raft.write(proposal).with_leader(leader).responder(responder).await {
+            tracing::debug!(%fatal, "a proposal met a library that has stopped");
+        }
     }
 }
 

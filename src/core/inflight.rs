@@ -8,9 +8,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use keystead_storage::RequestId;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 
-type Running<T> = HashMap<RequestId, watch::Receiver<Option<T>>>;
+/// Who waits for each request, in the order of arrival.
+type Running<T> = HashMap<RequestId, Vec<oneshot::Sender<T>>>;
 
 /// The requests in flight, each of which ends in a `T`.
 pub struct InFlight<T> {
@@ -19,13 +20,13 @@ pub struct InFlight<T> {
 
 /// Whoever runs the request holds this; dropping it without an outcome lets the waiting ones know.
 pub struct Leading<T> {
-    running: Arc<Mutex<Running<T>>>,
+    /// `None` once it is finished: the id may be another's then.
+    running: Option<Arc<Mutex<Running<T>>>>,
     id: RequestId,
-    outcome: watch::Sender<Option<T>>,
 }
 
 /// Waits for the outcome of a request.
-pub struct Following<T>(watch::Receiver<Option<T>>);
+pub struct Following<T>(oneshot::Receiver<T>);
 
 impl<T: Clone> InFlight<T> {
     /// Nothing in flight.
@@ -35,13 +36,15 @@ impl<T: Clone> InFlight<T> {
 
     /// Joins the request `id`. The first to come also gets the duty to run it.
     pub fn enter(&self, id: RequestId) -> (Option<Leading<T>>, Following<T>) {
+        let (sender, receiver) = oneshot::channel();
         let mut running = self.running.lock();
-        if let Some(outcome) = running.get(&id) {
-            return (None, Following(outcome.clone()));
+        if let Some(waiting) = running.get_mut(&id) {
+            waiting.retain(|waiting| !waiting.is_closed());
+            waiting.push(sender);
+            return (None, Following(receiver));
         }
-        let (sender, receiver) = watch::channel(None);
-        running.insert(id, receiver.clone());
-        let leading = Leading { running: Arc::clone(&self.running), id, outcome: sender };
+        running.insert(id, vec![sender]);
+        let leading = Leading { running: Some(Arc::clone(&self.running)), id };
         (Some(leading), Following(receiver))
     }
 
@@ -62,29 +65,37 @@ impl<T: Clone> Default for InFlight<T> {
     }
 }
 
-impl<T> Leading<T> {
+impl<T: Clone> Leading<T> {
     /// Ends the request for everyone who waits.
-    pub fn finish(self, outcome: T) {
-        self.outcome.send_replace(Some(outcome));
+    pub fn finish(mut self, outcome: T) {
+        let running = self.running.take();
+        let mut waiting = running.and_then(|running| running.lock().remove(&self.id)).unwrap_or_default();
+        let last = waiting.pop();
+        for one in waiting {
+            // Whoever waited may have gone.
+            drop(one.send(outcome.clone()));
+        }
+        if let Some(last) = last {
+            drop(last.send(outcome));
+        }
     }
 }
 
 impl<T> Drop for Leading<T> {
     fn drop(&mut self) {
-        self.running.lock().remove(&self.id);
+        if let Some(running) = &self.running {
+            running.lock().remove(&self.id);
+        }
     }
 }
 
-impl<T: Clone> Following<T> {
+impl<T> Following<T> {
     /// Waits for the outcome; `None` when whoever ran the request panicked.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing: the request runs on.
-    pub async fn outcome(mut self) -> Option<T> {
-        match self.0.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone(),
-            Err(_closed) => None,
-        }
+    pub async fn outcome(self) -> Option<T> {
+        self.0.await.ok()
     }
 }
 

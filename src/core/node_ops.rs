@@ -8,10 +8,13 @@ use std::sync::Arc;
 use keystead_raft::{BoxFuture, Replicated};
 use serde_json::{Map, Value};
 
-use super::{error::ApiError, token::TokenCache};
+use super::{
+    error::ApiError,
+    token::{TokenCache, TokenKey},
+};
 use crate::{
-    barrier::{Barrier, Token, VaultId},
-    secret::{DerivedKey, SecretString},
+    barrier::{Barrier, VaultId},
+    secret::SecretString,
 };
 
 /// What exists only while this node is unsealed.
@@ -28,7 +31,7 @@ pub struct Unsealed {
     /// The operator's name of the cluster.
     pub cluster_name: String,
     /// The key under which tokens are hashed before they become a path.
-    pub token_key: DerivedKey<Token>,
+    pub token_key: TokenKey,
     /// Tokens that were looked up lately; gone with the keys.
     pub tokens: TokenCache,
 }

@@ -399,7 +399,7 @@ pub fn cluster() -> (TestNode, TestNode) {
         vault_id: VaultId([7; 16]),
         cluster_id: "id".to_owned(),
         cluster_name: "test".to_owned(),
-        token_key: DerivedKey::filled(|key| key.fill(9)),
+        token_key: super::token::TokenKey::new(&DerivedKey::filled(|key| key.fill(9))),
         tokens: super::token::TokenCache::default(),
     });
     shared.apply_writes(initial_writes(&unsealed, &SecretString::new(ROOT.to_owned()), 1_000, true).unwrap());

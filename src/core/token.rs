@@ -7,11 +7,12 @@ use hmac::{Hmac, KeyInit, Mac};
 use keystead_storage::{RecordKey, Version};
 use parking_lot::Mutex;
 use sha2::Sha256;
+use zeroize::ZeroizeOnDrop;
 
 use super::{codec, error::ApiError};
 use crate::{
     barrier::Token,
-    secret::{DerivedKey, SecretString, fill_random, on_wiped_stack},
+    secret::{DerivedKey, Locked, SecretString, fill_random, on_wiped_stack},
 };
 
 /// Longest token that is looked up at all.
@@ -64,24 +65,42 @@ impl TokenRecord {
     }
 }
 
+/// The key under which tokens are hashed before they become a path, with itself and everything constant already hashed:
+/// every request hashes its token.
+pub struct TokenKey(Locked<Prepared>);
+
+struct Prepared(Hmac<Sha256>);
+
+/// HMAC's and SHA-256's states wipe themselves, see the assertion in `barrier`.
+impl ZeroizeOnDrop for Prepared {}
+
+impl TokenKey {
+    /// Prepares the key.
+    pub fn new(key: &DerivedKey<Token>) -> Self {
+        Self(on_wiped_stack(|| {
+            let mut mac = Hmac::new_from_slice(key.expose()).expect("HMAC takes keys of every length");
+            mac.update(b"keystead/v1/token-path");
+            Locked::new(Prepared(mac))
+        }))
+    }
+}
+
 /// The path of a token's record below the vault's own mount: a keyed hash, so that neither the record's place
 /// nor the time its lookup takes says anything about the token (a comparison that stops at the first different
 /// byte compares hashes nobody can choose).
 ///
 /// `None` for what cannot be a token at all.
-pub fn record_path(key: &DerivedKey<Token>, token: &SecretString) -> Option<[String; 2]> {
+pub fn record_path(key: &TokenKey, token: &SecretString) -> Option<[String; 2]> {
     token_hash(key, token).map(path_of)
 }
 
 /// The keyed hash of a token; `None` for what cannot be a token at all.
-pub(super) fn token_hash(key: &DerivedKey<Token>, token: &SecretString) -> Option<[u8; 32]> {
+pub(super) fn token_hash(key: &TokenKey, token: &SecretString) -> Option<[u8; 32]> {
     let text = token.expose();
     if text.is_empty() || text.len() > MAX_TOKEN_BYTES || text.chars().any(char::is_control) {
         return None;
     }
-    let mac = on_wiped_stack(|| Hmac::<Sha256>::new_from_slice(key.expose()));
-    let mut mac = mac.expect("HMAC takes keys of every length");
-    mac.update(b"keystead/v1/token-path");
+    let mut mac = key.0.expose().0.clone();
     mac.update(text.as_bytes());
     Some(mac.finalize().into_bytes().into())
 }

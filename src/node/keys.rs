@@ -6,7 +6,10 @@ use crate::{
     barrier::{
         Barrier, Directory, Join, Keyring, KeyringError, LogTag, LogTagError, Mac, Peer, VaultId, derive,
     },
-    core::{node_ops::Unsealed, token::TokenCache},
+    core::{
+        node_ops::Unsealed,
+        token::{TokenCache, TokenKey},
+    },
     seal::SealConfig,
     secret::{DerivedKey, RootKey},
 };
@@ -31,7 +34,7 @@ impl OpenKeys {
             vault_id,
             cluster_id: cluster.id.clone(),
             cluster_name: cluster.name.clone(),
-            token_key: derive(&root, vault_id, generation),
+            token_key: TokenKey::new(&derive(&root, vault_id, generation)),
             tokens: TokenCache::default(),
         };
         Self {
@@ -72,7 +75,7 @@ impl OpenKeys {
             vault_id: self.vault_id,
             cluster_id: old.cluster_id.clone(),
             cluster_name: old.cluster_name.clone(),
-            token_key: derive(&self.root, self.vault_id, self.root_generation),
+            token_key: TokenKey::new(&derive(&self.root, self.vault_id, self.root_generation)),
             tokens: TokenCache::default(),
         };
         Ok(Self {
