@@ -2,8 +2,10 @@
 
 use std::{io, path::Path};
 
-/// Where files are kept in memory, on Linux.
+/// Where files are kept in memory, on Linux, unless [`MEMORY_VARIABLE`] names a place.
 const MEMORY: &str = "/dev/shm";
+/// Set by whoever takes away what killed tests leave there.
+const MEMORY_VARIABLE: &str = "KEYSTEAD_TESTS_MEMORY";
 /// So much must be free there. Containers often have 64 MiB, too little for a few databases.
 const ROOM_BYTES: u64 = 1 << 30;
 
@@ -18,7 +20,8 @@ pub fn in_memory(prefix: &str) -> io::Result<tempfile::TempDir> {
         builder.prefix(prefix);
         builder
     };
-    let memory = Path::new(MEMORY);
+    let memory = std::env::var_os(MEMORY_VARIABLE).unwrap_or_else(|| MEMORY.into());
+    let memory = Path::new(&memory);
     match free_bytes(memory) {
         // It may not be writable.
         Some(free) if free >= ROOM_BYTES => builder().tempdir_in(memory).or_else(|_| builder().tempdir()),
