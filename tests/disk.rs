@@ -310,11 +310,24 @@ async fn a_leader_whose_syncs_hang_hands_over_and_keeps_away_until_they_are_quic
     all_is_well(&cluster, load).await;
 }
 
-/// A database of the leader fails: another leads, the node says why, and after mending and a restart it follows.
+/// Writes until what the state puts off is more than it keeps in memory.
+async fn write_much(cluster: &Cluster, at: usize) {
+    let bulk = json!({ "much": "x".repeat(60 << 10) });
+    for n in 0..300 {
+        if cluster.at(at).put(&format!("bulk/{n}"), &bulk).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Log or state of the leader fails: another leads, the node says why, and after mending and a restart it follows.
 async fn fails(cluster: &Cluster, load: &Load, rule: Rule, what: &str, why: &str) {
     let failed = cluster.leader().await.unwrap();
     let faults = cluster.at(failed).faults().unwrap();
     faults.set(&[rule]).unwrap();
+    if what == "state" {
+        write_much(cluster, failed).await;
+    }
     another_leads(cluster, failed).await;
     goes_on(load, 20).await;
     health(cluster, failed, &[500], Some(&format!("the {what} on this node's disk has failed: {why}"))).await;
@@ -339,7 +352,7 @@ async fn a_failed_sync_or_write_stops_the_node_and_another_leads() {
         (Rule::on(&[Op::Write]).at("/log/").fails(Errno::IO), "log", ""),
         // Space that went between the look and the write.
         (Rule::on(&[Op::Write]).at("/log/").fails(Errno::NOSPC), "log", "no space left for "),
-        (Rule::on(&[Op::Sync]).at("state/db").fails(Errno::IO), "state", "sync "),
+        (Rule::on(&[Op::Sync]).at("/state/").fails(Errno::IO), "state", "sync "),
     ];
     for (rule, what, why) in faults {
         Box::pin(fails(&cluster, &load, rule, what, why)).await;

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)] // in a test, a panic is the report
 
 mod common;
+#[path = "common/state_rows.rs"]
+mod state_rows;
 
 use std::{
     collections::BTreeMap,
@@ -40,11 +42,7 @@ fn skipped() -> bool {
 
 /// A record of a node that is not running: what follows the row's header, found by who can decode it.
 fn record<T>(data: &Path, key: &[u8], decode: impl Fn(&[u8]) -> Option<T>) -> T {
-    let database = sled::Config::new().path(data.join("state")).segment_size(8 << 20).open().unwrap();
-    let rows = database
-        .tree_names()
-        .into_iter()
-        .filter_map(|name| database.open_tree(name).unwrap().get(key).unwrap());
+    let rows = state_rows::rows(data, key).into_values();
     // A CRC32 ends the row.
     rows.filter_map(|row| {
         let value = &row[..row.len() - 4];

@@ -1,7 +1,7 @@
 //! Faults of disk and clock for one process: failed, short, slow, hung and forgotten writes and syncs, stepped
 //! clocks, and a trace of everything that was written.
 //!
-//! sled does its own input and output, so faults come from below: a small library, compiled here with `cc`, is
+//! Libraries do their own input and output, so faults come from below: a small library, compiled here with `cc`, is
 //! preloaded into the process and stands between it and the system calls. Rules are changed while it runs.
 //!
 //! ```no_run
@@ -23,7 +23,7 @@
 //! For the nodes of a cluster: [`Builder::with_faults`](crate::Builder::with_faults), then
 //! [`Node::faults`](crate::Node::faults).
 //!
-//! What it sees is what the C library is asked for: everything of the standard library and of sled. `rustix` makes
+//! What it sees is what the C library is asked for: everything of the standard library. `rustix` makes
 //! its system calls itself, so `statvfs` and locks are not seen; its clocks are, for they are read through the vDSO,
 //! which is diverted.
 
@@ -59,7 +59,7 @@ pub enum Op {
     Truncate,
     /// `fsync` and `fdatasync`, of directories too.
     Sync,
-    /// `sync_file_range`, which is what sled calls a flush.
+    /// `sync_file_range`, which says nothing of what survives.
     Range,
     /// Renaming; the path is the old one.
     Rename,

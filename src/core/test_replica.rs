@@ -13,7 +13,7 @@ use keystead_raft::{
 };
 use keystead_storage::{
     ApplyEntry, ApplyOp, Command, DataDir, LogId, MAX_OPERATIONS, Observer, Outcome, RecordKey, RequestId,
-    SealedState, SledState, Txn, Write, operation_count,
+    SealedState, TreeState, Txn, Write, operation_count,
 };
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
@@ -59,7 +59,7 @@ struct Log {
 
 /// The state that all nodes of a test share.
 pub struct SharedState {
-    pub state: Arc<SledState>,
+    pub state: Arc<TreeState>,
     log: Mutex<Log>,
     _lock: DataDir,
     _dir: tempfile::TempDir,
@@ -69,7 +69,7 @@ impl SharedState {
     pub fn new() -> Arc<Self> {
         let dir = tempfile::tempdir().unwrap();
         let lock = DataDir::open(dir.path()).unwrap();
-        let state = Arc::new(SledState::open(&lock).unwrap());
+        let state = Arc::new(TreeState::open(&lock).unwrap());
         let log = Mutex::new(Log { index: 0, now_ms: 1_700_000_000_000 });
         Arc::new(Self { state, log, _lock: lock, _dir: dir })
     }

@@ -170,7 +170,7 @@ pub(crate) fn free_bytes(path: &Path) -> Result<u64, StorageError> {
     Ok(statvfs(path)?.0)
 }
 
-/// Refuses where there is too little space to open a database: sled fails half-way on a full disk and may leave
+/// Refuses where there is too little space to open log and state: on a full disk that fails half-way and may leave
 /// files that the next open takes for damage.
 pub(crate) fn check_room_to_open(path: &Path) -> Result<(), StorageError> {
     let (free_bytes, total_bytes) = statvfs(path)?;

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::database::abort_on_panic;
 use crate::error::StorageError;
+use crate::guard::abort_on_panic;
 use crate::space::{Space, SpaceView};
 use crate::sync_meter::SyncMeter;
 

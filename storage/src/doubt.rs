@@ -11,7 +11,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{Advice, fadvise};
 
@@ -19,9 +19,8 @@ use crate::error::StorageError;
 
 const LOCK: &str = "LOCK";
 const MARK: &[u8] = b"a sync failed\n";
-/// What is synced while a node runs, besides the segments of the log.
-const FILES: [&str; 2] = ["state/db", "promise"];
-const LOG: &str = "log";
+/// What is synced while a node runs.
+const FILES: [&str; 3] = ["log", "state", "promise"];
 
 /// Leaves the mark in a data directory.
 pub(crate) fn raise(data: &Path) {
@@ -44,31 +43,23 @@ pub(crate) fn settle(data: &Path, lock: &File) -> Result<(), StorageError> {
         return Ok(());
     }
     tracing::warn!("a sync had failed: the data files are read from the disk again");
-    for path in files(data).map_err(|e| StorageError::io(about("read", data), e))? {
-        match forget(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            result => result.map_err(|e| StorageError::io(about("read", &path), e))?,
-        }
+    for path in FILES.map(|name| data.join(name)) {
+        forget(&path).map_err(|e| StorageError::io(about("read", &path), e))?;
     }
     lock.set_len(0).map_err(|e| StorageError::io(about("write", &path), e))
 }
 
-fn files(data: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut files = FILES.map(|name| data.join(name)).to_vec();
-    match fs::read_dir(data.join(LOG)) {
-        Ok(entries) => {
-            for entry in entries {
-                files.push(entry?.path());
-            }
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(e),
-    }
-    Ok(files)
-}
-
-/// Makes the kernel forget what it holds of a file. What it has yet to write is written before.
+/// Makes the kernel forget what it holds of a file, or of all files below a directory. What it has yet to write is
+/// written before.
 fn forget(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+        Ok(about) if about.is_dir() => {
+            return fs::read_dir(path)?.try_for_each(|entry| forget(&entry?.path()));
+        }
+        Ok(_) => {}
+    }
     let file = File::open(path)?;
     file.sync_data()?;
     Ok(fadvise(&file, 0, None, Advice::DontNeed)?)

@@ -97,16 +97,4 @@ impl StorageError {
             other => other,
         }
     }
-
-    /// Translates an error of sled that came up under `dir`.
-    pub(crate) fn sled(context: &str, dir: &Path, source: sled::Error) -> Self {
-        match source {
-            sled::Error::Io(e) if e.kind() == io::ErrorKind::StorageFull => {
-                let free_bytes = crate::datadir::free_bytes(dir).unwrap_or(0);
-                StorageError::Full { path: dir.to_owned(), free_bytes }
-            }
-            sled::Error::Io(e) => StorageError::io(format!("{context} in {}", dir.display()), e),
-            other => StorageError::damaged(format!("{context} in {}: {other}", dir.display())),
-        }
-    }
 }

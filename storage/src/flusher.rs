@@ -12,14 +12,13 @@ use crate::ids::LogId;
 use crate::log::Done;
 use crate::overlay::{Batch, Before, Changed};
 use crate::shared::Shared;
+use crate::space::SpaceLevel;
 use crate::state_disk::{Meta, StateTree, WindowRows};
 
-/// Pending bytes at which the flusher starts, and at which a group ends with a sync.
-const GROUP_BYTES: usize = 1024 * 1024;
-/// Pending entries at which the flusher starts.
-const GROUP_ENTRIES: usize = 2_000;
-/// How long the first pending change waits at most.
-const LAZY: Duration = Duration::from_secs(2);
+/// Pending bytes at which the flusher starts, and at which a group ends with a sync: each makes one file of the tree. What
+/// is pending is in the log, so nothing but its size says when; a file for a few rows would cost more in merging
+/// than it holds.
+const GROUP_BYTES: usize = 4 * 1024 * 1024;
 /// Pending bytes at which apply waits for the disk.
 const PENDING_BYTES: usize = 32 * 1024 * 1024;
 /// How often the log is asked how far it is on the disk.
@@ -32,8 +31,6 @@ const RING: usize = 8;
 #[derive(Default)]
 struct Pending {
     bytes: usize,
-    entries: usize,
-    since: Option<Instant>,
     requested: bool,
     stopping: Option<Instant>,
     failed: Option<StorageError>,
@@ -66,13 +63,8 @@ impl Signals {
     /// An entry was added to the overlay.
     pub fn added(&self, bytes: usize) {
         let mut pending = self.pending.lock();
-        let first = pending.since.is_none();
         pending.bytes += bytes;
-        pending.entries += 1;
-        if first {
-            pending.since = Some(Instant::now());
-        }
-        if first || pending.bytes >= GROUP_BYTES || pending.entries >= GROUP_ENTRIES {
+        if pending.bytes >= GROUP_BYTES {
             self.work.notify_one();
         }
     }
@@ -120,20 +112,16 @@ impl Signals {
     }
 
     /// Everything up to `flushed` is on the disk.
-    pub fn retired(&self, flushed: Option<LogId>, bytes: usize, entries: usize) {
+    pub fn retired(&self, flushed: Option<LogId>, bytes: usize) {
         let mut pending = self.pending.lock();
         pending.bytes = pending.bytes.saturating_sub(bytes);
-        pending.entries = pending.entries.saturating_sub(entries);
-        if pending.entries == 0 {
-            pending.since = None;
-        }
         self.settle(pending, flushed);
     }
 
     /// A snapshot replaced everything; nothing is pending.
     pub fn replaced(&self, flushed: Option<LogId>) {
         let mut pending = self.pending.lock();
-        (pending.bytes, pending.entries, pending.since) = (0, 0, None);
+        pending.bytes = 0;
         self.settle(pending, flushed);
     }
 
@@ -171,19 +159,12 @@ impl Signals {
     fn wait_for_work(&self) -> bool {
         let mut pending = self.pending.lock();
         loop {
-            let full = pending.bytes >= GROUP_BYTES || pending.entries >= GROUP_ENTRIES;
             let stopping = pending.stopping.is_some();
-            let old = pending.since.is_some_and(|since| since.elapsed() >= LAZY);
-            if full || old || stopping || pending.requested {
+            if pending.bytes >= GROUP_BYTES || stopping || pending.requested {
                 pending.requested = false;
                 return stopping;
             }
-            match pending.since {
-                Some(since) => {
-                    self.work.wait_until(&mut pending, since + LAZY);
-                }
-                None => self.work.wait(&mut pending),
-            }
+            self.work.wait(&mut pending);
         }
     }
 
@@ -257,7 +238,7 @@ impl DiskWriter {
 pub(crate) fn run(shared: &Arc<Shared>) {
     loop {
         let last = shared.signals.wait_for_work();
-        if let Err(error) = flush(shared) {
+        if let Err(error) = flush(shared).and_then(|()| if last { Ok(()) } else { merge(shared) }) {
             shared.fail(&error);
         }
         if last || shared.latched().is_err() {
@@ -291,6 +272,21 @@ fn flush(shared: &Shared) -> Result<(), StorageError> {
     }
 }
 
+/// Merges files of the tree. Where there is no room to, there are more of them until there is.
+fn merge(shared: &Shared) -> Result<(), StorageError> {
+    if shared.dir.disk().space().view().level == SpaceLevel::Full {
+        return Ok(());
+    }
+    let tree = Arc::clone(&shared.view.read().tree);
+    match tree.merge() {
+        Err(error @ StorageError::Full { .. }) => {
+            tracing::warn!(%error, "files of the state are merged when there is room");
+            Ok(())
+        }
+        result => result,
+    }
+}
+
 /// Writes and syncs the oldest batches that the log holds durably.
 fn write_group(shared: &Shared) -> Result<(), StorageError> {
     let mut mismatches = Vec::new();
@@ -306,10 +302,10 @@ fn write_group(shared: &Shared) -> Result<(), StorageError> {
         for batch in &group {
             mismatches.extend(writer.write(&tree, batch)?);
         }
-        shared.disk.sync()?;
+        tree.sync()?;
         metrics::histogram!("keystead_storage_state_group_seconds").record(began.elapsed().as_secs_f64());
         *shared.digest.write() = writer.meta.ring.back().copied();
-        let (bytes, entries) = {
+        let bytes = {
             let mut view = shared.view.write();
             let rows = group.iter().flat_map(|batch| &batch.rows);
             // What was changed before is changed again, more often than what is new.
@@ -318,7 +314,7 @@ fn write_group(shared: &Shared) -> Result<(), StorageError> {
             }));
             view.overlay.retire(&group)
         };
-        shared.signals.retired(last.end.applied.log_id, bytes, entries);
+        shared.signals.retired(last.end.applied.log_id, bytes);
     }
     for index in mismatches {
         tracing::error!(index, "the digest of the state is not that of the proposer");

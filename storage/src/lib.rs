@@ -2,7 +2,7 @@
 //!
 //! Only sealed bytes come here; no key does. Plain threads, blocking calls and callbacks: the layer above
 //! brings the runtime. Reading order: [`datadir`], [`log`], [`segment_log`], [`txn`], [`state`],
-//! [`sled_state`], [`snapshot`].
+//! [`tree_state`], [`snapshot`].
 
 pub mod datadir;
 pub mod disk_watch;
@@ -11,21 +11,20 @@ pub mod ids;
 pub mod keys;
 pub mod log;
 pub mod segment_log;
-pub mod sled_state;
 pub mod snapshot;
 pub mod space;
 pub mod state;
+pub mod tree_state;
 pub mod txn;
 
 mod apply;
 mod codec;
-mod database;
 mod digest;
 mod doubt;
 mod flusher;
 #[cfg(test)]
 mod fuzz_tests;
-mod key_filter;
+mod guard;
 mod log_disk;
 mod log_frame;
 mod log_replay;
@@ -40,20 +39,20 @@ mod scan;
 mod shared;
 mod state_disk;
 mod sync_meter;
+mod tree;
 mod window;
-mod write_alarm;
 
-pub use database::expects_panic;
 pub use datadir::DataDir;
 pub use disk_watch::{DiskStatus, DiskWatch, SLOW_SYNC};
 pub use error::StorageError;
+pub use guard::expects_panic;
 pub use ids::{LogId, RequestId, Version, Vote};
 pub use keys::{FolderKey, InvalidKey, RecordKey};
 pub use log::{Done, LogBounds, LogRecord, RaftLog, SyncStats};
 pub use opening::open;
 pub use segment_log::SegmentLog;
-pub use sled_state::SledState;
 pub use snapshot::{CHUNK_BYTES, Installer, Manifest, SnapshotCut, SnapshotFile, SnapshotMeta};
 pub use space::{SpaceLevel, SpaceView, Watermarks};
 pub use state::{Applied, ApplyEntry, ApplyOp, Child, Observer, Outcome, Record, SealedState};
+pub use tree_state::TreeState;
 pub use txn::{Check, CheckpointMark, Command, MAX_OPERATIONS, Txn, Write, operation_count};

@@ -4,18 +4,18 @@ use crate::datadir::DataDir;
 use crate::error::StorageError;
 use crate::log::RaftLog;
 use crate::segment_log::SegmentLog;
-use crate::sled_state::SledState;
 use crate::state::SealedState;
+use crate::tree_state::TreeState;
 
 /// Opens the log and the state of a data directory, verifies both, and ties the state to the log: it writes
 /// nothing that the log does not hold durably.
 ///
 /// # Errors
-/// Those of [`SegmentLog::open`] and [`SledState::open`]; [`StorageError::Damaged`] if one of the two has lost what
+/// Those of [`SegmentLog::open`] and [`TreeState::open`]; [`StorageError::Damaged`] if one of the two has lost what
 /// the other one needs.
-pub fn open(dir: &DataDir) -> Result<(SegmentLog, SledState), StorageError> {
+pub fn open(dir: &DataDir) -> Result<(SegmentLog, TreeState), StorageError> {
     let log = SegmentLog::open(dir)?;
-    let state = SledState::open(dir)?;
+    let state = TreeState::open(dir)?;
     let applied = state.applied().log_id;
     let purged = log.bounds().purged;
     if let Some(purged) = purged

@@ -1,7 +1,7 @@
 //! What was applied and is not on the disk yet: rows to read, batches to write.
 //!
 //! Entries go into an open batch, coalesced by key; a batch is made of whole entries and is written to
-//! sled as one. Readers see the newest row of every key that is still in a batch.
+//! the tree as one. Readers see the newest row of every key that is still in a batch.
 
 use std::collections::{BTreeSet, HashMap, VecDeque, hash_map};
 use std::ops::Bound;
@@ -12,11 +12,13 @@ use bytes::Bytes;
 use crate::row::Row;
 use crate::snapshot::WindowMark;
 use crate::state::Applied;
-use crate::txn::{CheckpointMark, MAX_OPERATIONS};
+use crate::txn::CheckpointMark;
 use crate::window::Remembered;
 
 /// A batch takes no more entries past so many bytes.
-const BATCH_BYTES: usize = 256 * 1024;
+const BATCH_BYTES: usize = 1024 * 1024;
+/// Or so many rows.
+const BATCH_ROWS: usize = 4_000;
 
 /// What a key held before a change.
 #[derive(Clone)]
@@ -119,7 +121,7 @@ impl Overlay {
     /// Adds an applied entry. Gives the bytes that it added.
     pub fn add(&mut self, entry: Entry) -> usize {
         let Entry { changes, remembered, end, checkpoint } = entry;
-        if self.open.rows.len() + changes.len() > MAX_OPERATIONS || self.open.bytes > BATCH_BYTES {
+        if self.open.rows.len() > BATCH_ROWS || self.open.bytes > BATCH_BYTES {
             self.close();
         }
         let before = self.open.bytes;
@@ -190,14 +192,13 @@ impl Overlay {
         group
     }
 
-    /// Lets go of the oldest closed batches, which are in sled now. Gives bytes and entries.
-    pub fn retire(&mut self, group: &[Arc<Batch>]) -> (usize, usize) {
-        let (mut bytes, mut entries) = (0, 0);
+    /// Lets go of the oldest closed batches, which are in the tree now. Gives their bytes.
+    pub fn retire(&mut self, group: &[Arc<Batch>]) -> usize {
+        let mut bytes = 0;
         for batch in group {
             let oldest = self.closed.pop_front();
             debug_assert!(oldest.is_some_and(|oldest| Arc::ptr_eq(&oldest, batch)));
             bytes += batch.bytes;
-            entries += batch.entries;
             for key in batch.rows.keys() {
                 if self.rows.get(key).is_some_and(|slot| slot.batch == batch.number) {
                     self.rows.remove(key);
@@ -205,7 +206,7 @@ impl Overlay {
                 }
             }
         }
-        (bytes, entries)
+        bytes
     }
 }
 

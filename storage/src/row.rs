@@ -303,7 +303,7 @@ impl Split {
     }
 
     /// Joins the parts.
-    pub fn join(&self, parts: &[sled::IVec]) -> Result<Row, StorageError> {
+    pub fn join(&self, parts: &[lsm_tree::Slice]) -> Result<Row, StorageError> {
         let value = parts.concat();
         if value.len() != self.total as usize || crc32fast::hash(&value) != self.crc {
             return Err(StorageError::damaged("a large value of the state has a wrong checksum"));
@@ -376,7 +376,7 @@ mod tests {
         let keys: Vec<_> = split.at().keys(b"ckey").collect();
         assert_eq!(split_of(&row).map(|parts| parts.keys(b"ckey").collect()), Some(keys.clone()));
         assert_eq!(keys, parts.iter().map(|(k, _)| k.clone()).collect::<Vec<_>>());
-        let stored: Vec<sled::IVec> = parts.iter().map(|(_, v)| v.as_ref().into()).collect();
+        let stored: Vec<lsm_tree::Slice> = parts.iter().map(|(_, v)| v.as_ref().into()).collect();
         assert_eq!(split.join(&stored).expect("whole"), row);
         assert!(split.join(&stored[1..]).is_err());
     }

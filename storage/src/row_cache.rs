@@ -1,4 +1,4 @@
-//! Rows of the tree that were read lately, so that what every request reads costs no search in sled.
+//! Rows of the tree that were read lately, so that what every request reads costs no search in it.
 //!
 //! Only what the tree holds comes here; what is applied and not written yet is in the overlay, which readers
 //! ask first. Nothing stale can stay: whoever missed holds the shard's epoch, and a row is taken only as long

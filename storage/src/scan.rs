@@ -18,7 +18,7 @@ const CHUNK_KEYS: usize = 256;
 /// A row as it was found.
 enum Found {
     Memory(Row),
-    Disk(sled::IVec),
+    Disk(lsm_tree::Slice),
 }
 
 /// Merged keys from a range.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 
-use crate::database::abort_on_panic;
 use crate::datadir::DataDir;
 use crate::error::StorageError;
+use crate::guard::abort_on_panic;
 use crate::ids::{LogId, Vote};
 use crate::log::{Done, LogBounds, LogRecord, RaftLog, SyncStats};
 use crate::log_disk::Found;
@@ -48,7 +48,7 @@ impl SegmentLog {
     }
 
     /// A function that gives the highest index up to which the log is on the disk; 0 if there is none.
-    /// For [`SledState::set_durable_log`](crate::SledState::set_durable_log); it does not keep the log open.
+    /// For [`TreeState::set_durable_log`](crate::TreeState::set_durable_log); it does not keep the log open.
     pub fn durable(&self) -> Arc<dyn Fn() -> u64 + Send + Sync> {
         let cell = self.shared.view.read().durable_cell();
         Arc::new(move || cell.load(Ordering::Acquire))

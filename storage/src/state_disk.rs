@@ -1,52 +1,53 @@
 //! The state on the disk: one tree per install, one pointer to the current one.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use lsm_tree::Cache;
 
 use crate::codec;
-use crate::database::{BATCH_OPERATIONS, Database, guarded};
+use crate::datadir;
 use crate::digest::{LtHash, PlainApplied, from_plain, plain};
 use crate::error::StorageError;
-use crate::key_filter::KeyFilter;
 use crate::overlay::{BatchEnd, Before};
 use crate::row::{self, Row, Stored};
 use crate::snapshot::WindowMark;
 use crate::sync_meter::SyncMeter;
+use crate::tree::{self, Batch, Slice, Tree};
 use crate::window::{Remembered, Window};
 
 /// Reads mostly hit the overlay or repeat; what is beyond is the page cache's business.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
+/// What is staged reaches the disk in files of about this size.
+const STAGED_BYTES: u64 = 8 * 1024 * 1024;
 const FORMAT: u8 = 1;
-const TREE_PREFIX: &str = "state.";
 const POINTER: &str = "current";
 const META: &[u8] = b"m";
 const WINDOW: u8 = b'w';
-/// Window rows that one batch removes at most, so that it stays within sled's comfort.
+/// Window rows that one batch removes at most.
 const WINDOW_REMOVALS: usize = 4;
 /// How often a large value is read again because it was replaced meanwhile.
 const PART_RETRIES: usize = 64;
 
-/// The database of the state.
+/// The directory of the state.
 #[derive(Clone)]
 pub(crate) struct StateDisk {
-    database: Arc<Database>,
-    /// The number of the next tree. No number is used twice: a tree that is abandoned is dropped by name.
+    dir: PathBuf,
+    cache: Arc<Cache>,
+    meter: Arc<SyncMeter>,
+    /// The number of the next tree. No number is used twice.
     next: Arc<AtomicU64>,
 }
 
-/// One tree. When it is no longer current, it is dropped with its last reader.
+/// One tree. When it is no longer current, it is removed with its last reader.
 pub(crate) struct StateTree {
-    tree: sled::Tree,
+    tree: Tree,
     number: u64,
     retired: AtomicBool,
-    /// Knows the rows of the tree, but not the parts of large ones.
-    keys: KeyFilter,
-    // Last, so that it is dropped after the tree.
-    database: Arc<Database>,
 }
 
 /// What is stored in the tree about the state as a whole.
@@ -75,38 +76,28 @@ type StoredMeta = (PlainApplied, (WindowMark, [u8; 32], u64), Vec<u8>, Vec<(u64,
 impl StateDisk {
     /// Opens the state, or makes an empty one of generation 1.
     pub fn open(dir: &Path) -> Result<(Self, Opened), StorageError> {
-        let database = Arc::new(Database::open(dir, CACHE_BYTES)?);
-        let disk = Self { database, next: Arc::default() };
-        guarded(dir, || {
-            let number = disk.current()?;
-            disk.next.store(number.unwrap_or(1) + 1, Ordering::Relaxed);
-            for name in disk.database.tree_names(TREE_PREFIX) {
-                if Some(name.as_str()) != number.map(tree_name).as_deref() {
-                    disk.database.drop_tree(&name)?;
-                }
-            }
-            let opened = match number {
-                Some(number) => disk.load(number)?,
-                None => disk.create()?,
-            };
-            Ok((disk.clone(), opened))
-        })
-    }
-
-    /// Brings everything written so far to the disk.
-    pub fn sync(&self) -> Result<(), StorageError> {
-        self.database.sync()
+        datadir::check_room_to_open(dir)?;
+        let cache = Arc::new(Cache::with_capacity_bytes(CACHE_BYTES));
+        let disk = Self { dir: dir.to_owned(), cache, meter: Arc::default(), next: Arc::default() };
+        let number = disk.current()?;
+        disk.next.store(number.unwrap_or(1) + 1, Ordering::Relaxed);
+        disk.remove_others(number)?;
+        let opened = match number {
+            Some(number) => disk.load(number)?,
+            None => disk.create()?,
+        };
+        Ok((disk, opened))
     }
 
     /// How long syncs take.
     pub fn meter(&self) -> &Arc<SyncMeter> {
-        self.database.meter()
+        &self.meter
     }
 
     /// Makes an empty tree beside the current one.
     pub fn stage(&self) -> Result<Arc<StateTree>, StorageError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let tree = self.tree(number, KeyFilter::default())?;
+        let tree = self.tree(number)?;
         tree.retired.store(true, Ordering::Release); // until it becomes the current one
         Ok(tree)
     }
@@ -116,41 +107,57 @@ impl StateDisk {
         self.point_to(new.number)?;
         new.retired.store(false, Ordering::Release);
         old.retired.store(true, Ordering::Release);
-        self.database.check_blobs()
+        Ok(())
     }
 
     fn current(&self) -> Result<Option<u64>, StorageError> {
-        let pointers = self.database.tree("pointers")?;
-        let bytes = pointers.get(POINTER).map_err(|e| self.database.error("read", e))?;
+        let bytes = datadir::read_bounded(&self.dir.join(POINTER), 64)?;
         bytes.map(|bytes| codec::decode("pointer to the state", FORMAT, &bytes)).transpose()
     }
 
     fn point_to(&self, number: u64) -> Result<(), StorageError> {
-        let pointers = self.database.tree("pointers")?;
-        pointers
-            .insert(POINTER, codec::encode(FORMAT, &number))
-            .map_err(|e| self.database.error("write", e))?;
-        self.sync()
+        datadir::write_file_durably(&self.dir.join(POINTER), &codec::encode(FORMAT, &number), 0o600)
     }
 
-    fn tree(&self, number: u64, keys: KeyFilter) -> Result<Arc<StateTree>, StorageError> {
-        let tree = self.database.tree(&tree_name(number))?;
-        let database = Arc::clone(&self.database);
-        Ok(Arc::new(StateTree { tree, number, retired: AtomicBool::new(false), keys, database }))
+    fn tree_dir(&self, number: u64) -> PathBuf {
+        self.dir.join(number.to_string())
+    }
+
+    /// Removes trees that a crash left: staged and not made current, or replaced and not removed.
+    fn remove_others(&self, current: Option<u64>) -> Result<(), StorageError> {
+        let context = |e| StorageError::io(format!("read {}", self.dir.display()), e);
+        for entry in fs::read_dir(&self.dir).map_err(context)? {
+            let path = entry.map_err(context)?.path();
+            let number =
+                path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<u64>().ok());
+            if number.is_some() && number != current {
+                tree::remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tree(&self, number: u64) -> Result<Arc<StateTree>, StorageError> {
+        let tree = Tree::open(&self.tree_dir(number), &self.cache, &self.meter)?;
+        Ok(Arc::new(StateTree { tree, number, retired: AtomicBool::new(false) }))
     }
 
     fn create(&self) -> Result<Opened, StorageError> {
-        let tree = self.tree(1, KeyFilter::default())?;
+        let tree = self.tree(1)?;
         let mut meta = Meta::default();
         meta.end.applied.generation = 1;
-        tree.apply(sled::Batch::default(), Some(&meta))?;
-        self.sync()?;
+        tree.apply(Batch::default(), Some(&meta));
+        tree.sync()?;
         self.point_to(1)?;
         Ok(Opened { tree, meta, window: Window::default(), window_rows: WindowRows::default() })
     }
 
     fn load(&self, number: u64) -> Result<Opened, StorageError> {
-        let tree = self.tree(number, KeyFilter::unfilled())?;
+        let dir = self.tree_dir(number);
+        if !dir.is_dir() {
+            return Err(StorageError::damaged(format!("the tree in {} is missing", dir.display())));
+        }
+        let tree = self.tree(number)?;
         let meta = tree.meta()?;
         let (window, window_rows) = tree.window(&meta.end)?;
         tree.check()?;
@@ -161,31 +168,18 @@ impl StateDisk {
 impl Drop for StateTree {
     fn drop(&mut self) {
         if *self.retired.get_mut()
-            && let Err(error) = self.database.guarded(|| self.database.drop_tree(&tree_name(self.number)))
+            && let Err(error) = tree::remove(self.tree.dir())
         {
-            // The next open drops it.
-            tracing::warn!(%error, "an old state tree could not be dropped");
+            // The next open removes it.
+            tracing::warn!(%error, "an old state tree could not be removed");
         }
     }
 }
 
-/// sled reads a page when it is wanted, and panics if it finds it damaged: so whatever touches pages is guarded, and
-/// damage is an error wherever it is met.
 impl StateTree {
-    /// Which rows may be there.
-    pub fn keys(&self) -> &KeyFilter {
-        &self.keys
-    }
-
     /// Reads a row without its parts.
     pub fn stored(&self, key: &[u8]) -> Result<Option<Stored>, StorageError> {
-        if !self.keys.may_hold(key) {
-            return Ok(None);
-        }
-        self.database.guarded(|| {
-            let bytes = self.tree.get(key).map_err(|e| self.database.error("read", e))?;
-            bytes.map(|bytes| row::decode(&bytes)).transpose()
-        })
+        self.tree.get(key)?.map(|bytes| row::decode(&bytes)).transpose()
     }
 
     /// Reads a row with its parts.
@@ -208,18 +202,23 @@ impl StateTree {
         &self,
         from: &[u8],
         end: Option<&[u8]>,
-    ) -> impl Iterator<Item = Result<(Bytes, sled::IVec), StorageError>> {
-        let empty = end.is_some_and(|end| end <= from);
-        let mut iter = match end {
-            Some(end) if !empty => self.tree.range(from..end),
-            Some(_) => self.tree.range(from..from),
-            None => self.tree.range(from..),
-        };
-        let mut next = move || {
-            let item = iter.next().transpose().map_err(|e| self.database.error("read", e))?;
-            Ok(item.map(|(key, value)| (Bytes::copy_from_slice(&key), value)))
-        };
-        std::iter::from_fn(move || self.database.guarded(&mut next).transpose())
+    ) -> impl Iterator<Item = Result<(Bytes, Slice), StorageError>> {
+        self.tree.range(from, end)
+    }
+
+    /// Brings everything written so far to the disk, all of it or nothing.
+    pub fn sync(&self) -> Result<(), StorageError> {
+        self.tree.sync()
+    }
+
+    /// Brings what was staged to the disk once it is worth a file.
+    pub fn sync_when_large(&self) -> Result<(), StorageError> {
+        if self.tree.unsynced_bytes() < STAGED_BYTES { Ok(()) } else { self.tree.sync() }
+    }
+
+    /// Merges files of the tree where there are too many of them.
+    pub fn merge(&self) -> Result<(), StorageError> {
+        self.tree.merge()
     }
 
     /// Joins a stored row; `None` if its parts were replaced meanwhile.
@@ -230,8 +229,7 @@ impl StateTree {
         };
         let mut parts = Vec::new();
         for part in split.at().keys(key) {
-            let read = || self.tree.get(part).map_err(|e| self.database.error("read", e));
-            match self.database.guarded(read)? {
+            match self.tree.get(&part)? {
                 Some(part) => parts.push(part),
                 None => return Ok(None),
             }
@@ -248,9 +246,8 @@ impl StateTree {
         window_rows: &mut WindowRows,
         meta: Option<&Meta>,
     ) -> Result<(), StorageError> {
-        let mut batch = sled::Batch::default();
-        let (mut orphans, mut vanished) = (Vec::new(), Vec::new());
-        let counted = self.keys.is_complete();
+        let mut batch = Batch::default();
+        let mut orphans = Batch::default();
         for (key, row, before) in rows {
             let old = match before {
                 Before::Absent => None,
@@ -261,21 +258,15 @@ impl StateTree {
                 },
             };
             if let Some(old) = old.filter(|old| Some(old.version) != row.map(Row::version)) {
-                orphans.extend(old.keys(key).map(|part| (part, None)));
+                old.keys(key).for_each(|part| orphans.remove(part));
             }
             match row {
-                None => {
-                    batch.remove(key.as_ref());
-                    if counted && !matches!(before, Before::Absent) {
-                        vanished.push(key);
-                    }
-                }
+                None => batch.remove(key.as_ref()),
                 Some(row) => {
-                    if matches!(before, Before::Absent) {
-                        self.keys.add(key);
-                    }
                     let (main, parts) = row::encode(key, row);
-                    self.apply_many(parts.into_iter().map(|(part, value)| (part, Some(value))))?;
+                    let mut new = Batch::default();
+                    parts.into_iter().for_each(|(part, value)| new.insert(part, value.as_ref()));
+                    self.tree.write(new);
                     batch.insert(key.as_ref(), main);
                 }
             }
@@ -289,14 +280,12 @@ impl StateTree {
                 batch.remove(key);
             }
         }
-        self.apply(batch, meta)?;
-        for key in vanished {
-            self.keys.remove(key);
-        }
-        self.apply_many(orphans.into_iter())
+        self.apply(batch, meta);
+        self.tree.write(orphans);
+        Ok(())
     }
 
-    fn apply(&self, mut batch: sled::Batch, meta: Option<&Meta>) -> Result<(), StorageError> {
+    fn apply(&self, mut batch: Batch, meta: Option<&Meta>) {
         if let Some(meta) = meta {
             let end = &meta.end;
             let stored: StoredMeta = (
@@ -307,30 +296,11 @@ impl StateTree {
             );
             batch.insert(META, codec::encode(FORMAT, &stored));
         }
-        self.database.guarded(|| self.tree.apply_batch(batch).map_err(|e| self.database.error("write", e)))
-    }
-
-    /// Writes or removes what nobody looks at yet, or any more, in batches that sled takes well.
-    fn apply_many(
-        &self,
-        changes: impl Iterator<Item = (Vec<u8>, Option<Bytes>)>,
-    ) -> Result<(), StorageError> {
-        let mut changes = changes.peekable();
-        while changes.peek().is_some() {
-            let mut batch = sled::Batch::default();
-            for (key, value) in changes.by_ref().take(BATCH_OPERATIONS) {
-                match value {
-                    Some(value) => batch.insert(key, value.as_ref()),
-                    None => batch.remove(key),
-                }
-            }
-            self.apply(batch, None)?;
-        }
-        Ok(())
+        self.tree.write(batch);
     }
 
     fn meta(&self) -> Result<Meta, StorageError> {
-        let bytes = self.tree.get(META).map_err(|e| self.database.error("read", e))?;
+        let bytes = self.tree.get(META)?;
         let bytes = bytes.ok_or_else(|| StorageError::damaged("the state lacks its own record"))?;
         let (applied, (window_mark, window_hash, window_next), lanes, ring): StoredMeta =
             codec::decode("record of the state", FORMAT, &bytes)?;
@@ -439,8 +409,4 @@ fn decode_window_row<'a>(key: &[u8], value: &'a [u8]) -> Result<(u64, &'a [u8]),
         return Err(bad());
     }
     Ok((first, chunk))
-}
-
-fn tree_name(number: u64) -> String {
-    format!("{TREE_PREFIX}{number}")
 }

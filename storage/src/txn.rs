@@ -12,8 +12,7 @@ use crate::keys::{FolderKey, RecordKey};
 
 /// Most operations that one entry may cost, writes and derived folder rows counted.
 ///
-/// sled leaks memory on batches of a thousand small values and stays flat up to 512, and an entry is
-/// never spread over batches.
+/// An entry is applied in one go, while nothing else is.
 pub const MAX_OPERATIONS: usize = 500;
 
 /// Something that was read and must still be so when the transaction is applied.

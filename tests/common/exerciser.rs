@@ -20,7 +20,7 @@ use std::{
 
 use keystead_storage::{
     ApplyEntry, ApplyOp, Command, DataDir, Done, FolderKey, LogId, LogRecord, RaftLog, RecordKey, RequestId,
-    SealedState, SegmentLog, SledState, StorageError, Txn, Vote, Write,
+    SealedState, SegmentLog, StorageError, TreeState, Txn, Vote, Write,
 };
 
 /// What a child does: `write` or `check`.
@@ -172,7 +172,7 @@ impl Acknowledged {
 /// Writes until it is told to stop, fails, or dies.
 struct Writer {
     log: SegmentLog,
-    state: SledState,
+    state: TreeState,
     acknowledged: std::fs::File,
     random: Random,
     term: u64,

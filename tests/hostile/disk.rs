@@ -5,19 +5,20 @@ use std::time::Duration;
 use common::one;
 use keystead::seal::SealConfig;
 
-use crate::common;
+use crate::{
+    common,
+    state_rows::{self, Rows},
+};
 
 /// Where the state keeps a clear record: its area, then its name.
 const SEAL_CONFIG: &[u8] = b"cseal-config";
 
-/// Changes the seal configuration in the state's database. A row ends with a CRC32 of all before it, which every
+/// Changes the seal configuration in the state. A row ends with a CRC32 of all before it, which every
 /// attacker can compute.
 fn edit(data: &std::path::Path, change: impl Fn(&mut SealConfig)) {
-    let database = sled::Config::new().path(data.join("state")).segment_size(8 << 20).open().unwrap();
-    let mut edited = 0;
-    for name in database.tree_names() {
-        let tree = database.open_tree(name).unwrap();
-        let Some(row) = tree.get(SEAL_CONFIG).unwrap() else { continue };
+    let found = state_rows::rows(data, SEAL_CONFIG);
+    assert_eq!(found.len(), 1);
+    for (at, row) in &found {
         let version = row.iter().enumerate().skip(2);
         // The value begins after the row's header; where that ends is seen by what decodes.
         let value = &row[..row.len() - 4];
@@ -28,11 +29,8 @@ fn edit(data: &std::path::Path, change: impl Fn(&mut SealConfig)) {
         change(&mut config);
         let mut row = [&value[..start], &config.encode()].concat();
         row.extend_from_slice(&crc32fast::hash(&row).to_be_bytes());
-        tree.insert(SEAL_CONFIG, row).unwrap();
-        edited += 1;
+        state_rows::write([(at, Some(row.as_slice()))]);
     }
-    database.flush().unwrap();
-    assert_eq!(edited, 1);
 }
 
 #[tokio::test]
@@ -75,24 +73,10 @@ async fn an_unedited_row_that_is_written_back_still_opens() {
     node.unseal(cluster.shares()).await.unwrap();
 }
 
-fn database(data: &std::path::Path) -> sled::Db {
-    sled::Config::new().path(data.join("state")).segment_size(8 << 20).open().unwrap()
-}
-
-/// The rows of sealed records, by tree and key.
+/// The rows of sealed records.
 fn sealed_rows(data: &std::path::Path) -> Rows {
-    let database = database(data);
-    let mut rows = Rows::new();
-    for name in database.tree_names() {
-        for row in database.open_tree(&name).unwrap().scan_prefix(b"s") {
-            let (key, value) = row.unwrap();
-            rows.insert((name.to_vec(), key.to_vec()), value.to_vec());
-        }
-    }
-    rows
+    state_rows::rows(data, b"s")
 }
-
-type Rows = std::collections::BTreeMap<(Vec<u8>, Vec<u8>), Vec<u8>>;
 
 #[tokio::test]
 async fn case_27_an_older_validly_sealed_record_put_back_on_the_disk_is_recognised() {
@@ -116,13 +100,7 @@ async fn case_27_an_older_validly_sealed_record_put_back_on_the_disk_is_recognis
     let changed: Vec<_> =
         old.iter().filter(|(at, row)| new.get(*at).is_some_and(|now| now != *row)).collect();
     assert!(!changed.is_empty(), "the second write replaced records of the first");
-    {
-        let database = database(&node.data());
-        for ((tree, key), row) in changed {
-            database.open_tree(tree).unwrap().insert(key, row.as_slice()).unwrap();
-        }
-        database.flush().unwrap();
-    }
+    state_rows::write(changed.into_iter().map(|(at, row)| (at, Some(row.as_slice()))));
     node.start().await.unwrap();
     let error = node.unseal(cluster.shares()).await.expect_err("an old record was taken").to_string();
     assert!(error.contains("digest") && error.contains("peers"), "{error}");

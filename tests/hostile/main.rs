@@ -6,6 +6,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/state_rows.rs"]
+mod state_rows;
 
 mod attacker;
 mod clone;

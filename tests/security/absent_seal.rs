@@ -5,7 +5,10 @@ use std::{path::Path, time::Duration};
 use keystead_chaos::{Cluster, Node};
 use serde_json::json;
 
-use crate::common::one;
+use crate::{
+    common::one,
+    state_rows::{self, Rows},
+};
 
 const SEAL_CONFIG: &[u8] = b"cseal-config";
 const AT_ONCE: Duration = Duration::from_secs(10);
@@ -19,30 +22,15 @@ async fn stopped() -> Cluster {
 }
 
 /// The row of the seal configuration is taken out, or put in.
-fn replace_row(data: &Path, row: Option<&[u8]>) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let database = sled::Config::new().path(data.join("state")).segment_size(8 << 20).open().unwrap();
-    let mut found = Vec::new();
-    for name in database.tree_names() {
-        let tree = database.open_tree(&name).unwrap();
-        if let Some(old) = tree.get(SEAL_CONFIG).unwrap() {
-            found.push((name.to_vec(), old.to_vec()));
-            match row {
-                Some(row) => tree.insert(SEAL_CONFIG, row).unwrap(),
-                None => tree.remove(SEAL_CONFIG).unwrap(),
-            };
-        }
-    }
-    database.flush().unwrap();
+fn replace_row(data: &Path, row: Option<&[u8]>) -> Rows {
+    let found = state_rows::rows(data, SEAL_CONFIG);
     assert_eq!(found.len(), 1);
+    state_rows::write(found.keys().map(|at| (at, row)));
     found
 }
 
-fn put_back(data: &Path, rows: &[(Vec<u8>, Vec<u8>)]) {
-    let database = sled::Config::new().path(data.join("state")).segment_size(8 << 20).open().unwrap();
-    for (tree, row) in rows {
-        database.open_tree(tree).unwrap().insert(SEAL_CONFIG, row.as_slice()).unwrap();
-    }
-    database.flush().unwrap();
+fn put_back(rows: &Rows) {
+    state_rows::write(rows.iter().map(|(at, row)| (at, Some(row.as_slice()))));
 }
 
 /// Neither the old vault opens nor a new one is made.
@@ -68,17 +56,17 @@ async fn case_22_a_vault_whose_seal_configuration_is_gone_stays_closed() {
     let node = cluster.at(0);
     let rows = replace_row(&node.data(), None);
     stays_closed(node, cluster.shares(), "no record").await;
-    put_back(&node.data(), &rows);
+    put_back(&rows);
     for (what, value) in [("an empty record", &[][..]), ("a record without seals", &[0; 20])] {
         // Format, kind and version stay; the checksum is right.
-        let header = rows[0].1[..14].to_vec();
+        let header = rows.values().next().unwrap()[..14].to_vec();
         let mut row = [&header[..], value].concat();
         row.extend_from_slice(&crc32fast::hash(&row).to_be_bytes());
         replace_row(&node.data(), Some(&row));
         stays_closed(node, cluster.shares(), what).await;
     }
     // With what was taken out, it opens and nothing is lost: it was the absence that closed it.
-    put_back(&node.data(), &rows);
+    put_back(&rows);
     node.start().await.unwrap();
     node.unseal(cluster.shares()).await.unwrap();
     cluster.serves(0, Duration::from_secs(30)).await.unwrap();

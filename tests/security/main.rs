@@ -4,6 +4,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/state_rows.rs"]
+mod state_rows;
 
 mod absent_seal;
 mod control;

@@ -18,7 +18,7 @@ use crate::window::{Remembered, Window};
 
 /// Rows that are staged in one batch.
 const BATCH_ROWS: usize = 500;
-/// Bytes that are staged between two syncs.
+/// Bytes that are staged in one batch.
 const BATCH_BYTES: usize = 1024 * 1024;
 
 /// A snapshot that is being received. Dropping it forgets what was staged.
@@ -43,13 +43,13 @@ impl Installer {
     /// Begins to stage beside the current state.
     pub(crate) fn begin(shared: &Arc<Shared>, manifest: Manifest) -> Result<Self, StorageError> {
         let path = shared.dir.state();
-        // The database takes about twice what it is given, and the present state stays until the end.
+        // Merging takes as much again as what is there, and the present state stays until the end.
         let seen = shared.dir.disk().space().look()?;
         let need = manifest.bytes.saturating_mul(2).saturating_add(seen.watermarks().low_bytes);
         if seen.free_bytes < need {
             return Err(StorageError::Full { path, free_bytes: seen.free_bytes });
         }
-        let staged = shared.disk.stage()?;
+        let staged = shared.disk.stage().inspect_err(|error| shared.fail(error))?;
         let window = Window::beginning(manifest.window);
         Ok(Self {
             shared: Arc::clone(shared),
@@ -162,14 +162,14 @@ impl Installer {
         Ok(())
     }
 
-    /// Writes pending rows to the staged tree, and syncs: no batch stays between flush and disk. A failure is one of
-    /// the database that the state is in, too.
+    /// Writes pending rows to the staged tree. A failure is one of
+    /// the disk that the state is on, too.
     fn stage(&mut self) -> Result<(), StorageError> {
         self.shared.latched()?;
         // Keys come in order and once, and the tree was empty.
         let rows = self.pending.iter().map(|(key, row)| (key, Some(row), &Before::Absent));
         let written = self.staged.write(rows, &[], &mut self.window_rows, None);
-        written.and_then(|()| self.shared.disk.sync()).inspect_err(|error| self.shared.fail(error))?;
+        written.and_then(|()| self.staged.sync_when_large()).inspect_err(|error| self.shared.fail(error))?;
         self.pending.clear();
         self.pending_bytes = 0;
         Ok(())
@@ -193,7 +193,6 @@ impl Installer {
         let window = std::mem::take(&mut self.window);
         for requests in in_pieces(&self.requests) {
             self.staged.write(std::iter::empty(), requests, &mut self.window_rows, None)?;
-            shared.disk.sync()?;
         }
         let end = BatchEnd {
             applied: applied.clone(),
@@ -205,7 +204,7 @@ impl Installer {
         let ring = [(index, self.manifest.digest)].into();
         let meta = Meta { end, lanes: self.lanes.clone(), ring };
         self.staged.write(std::iter::empty(), &[], &mut self.window_rows, Some(&meta))?;
-        shared.disk.sync()?;
+        self.staged.sync()?;
         let old = Arc::clone(&shared.view.read().tree);
         shared.disk.flip(&old, &self.staged)?;
         writer.meta = meta;

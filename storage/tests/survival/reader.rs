@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, sync::mpsc};
 
 use keystead_storage::{
-    DataDir, FolderKey, RaftLog, SealedState, SegmentLog, SledState, SnapshotFile, StorageError,
+    DataDir, FolderKey, RaftLog, SealedState, SegmentLog, SnapshotFile, StorageError, TreeState,
 };
 
 use crate::{
@@ -72,7 +72,7 @@ fn read_log(log: &SegmentLog, script: &Script) -> Outcome<(u64, u64, u64)> {
 }
 
 /// The state must be exactly what the entries up to `applied` make.
-fn check_state(state: &SledState, script: &Script, applied: u64) -> Outcome<()> {
+fn check_state(state: &TreeState, script: &Script, applied: u64) -> Outcome<()> {
     let expected = Applied::at(script, applied);
     if state.applied().membership.map(|(id, _)| id.index) != expected.membership {
         return Err(format!("the membership at {applied} is {:?}", state.applied().membership));
@@ -100,7 +100,7 @@ fn difference(found: &Contents, expected: &Contents) -> Option<String> {
     Some(format!("{differs} is {:?}, due is {:?}", found.get(differs), expected.get(differs)))
 }
 
-fn walk(state: &SledState, folder: &FolderKey, path: &str, out: &mut Contents) -> Result<(), StorageError> {
+fn walk(state: &TreeState, folder: &FolderKey, path: &str, out: &mut Contents) -> Result<(), StorageError> {
     for child in state.children(folder, None, usize::MAX)? {
         let name = format!("{path}{}", String::from_utf8_lossy(&child.segment));
         if child.folder {
@@ -117,7 +117,7 @@ fn walk(state: &SledState, folder: &FolderKey, path: &str, out: &mut Contents) -
 }
 
 /// What is left must also bear to be written to: strays are cut off, and three entries follow.
-fn go_on(log: &SegmentLog, state: &SledState, script: &Script, applied: u64) -> Outcome<()> {
+fn go_on(log: &SegmentLog, state: &TreeState, script: &Script, applied: u64) -> Outcome<()> {
     let told = |error: StorageError| error.to_string();
     let last = log.bounds().last.map_or(0, |id| id.index);
     if last < applied {

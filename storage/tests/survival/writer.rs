@@ -12,7 +12,7 @@ use std::{
 
 use keystead_chaos::Faults;
 use keystead_storage::{
-    DataDir, LogId, Manifest, RaftLog, SealedState, SegmentLog, SledState, SnapshotFile, StorageError,
+    DataDir, LogId, Manifest, RaftLog, SealedState, SegmentLog, SnapshotFile, StorageError, TreeState,
     datadir::write_file_durably,
 };
 
@@ -48,7 +48,7 @@ impl Notes {
 /// Log and state of a data directory.
 struct Open {
     log: SegmentLog,
-    state: SledState,
+    state: TreeState,
 }
 
 impl Open {
@@ -187,9 +187,9 @@ impl Writer {
     }
 
     /// Makes a snapshot in another place and installs it here.
-    fn install(&self, state: &SledState, to: u64) -> Result<(), StorageError> {
+    fn install(&self, state: &TreeState, to: u64) -> Result<(), StorageError> {
         let elsewhere = tempfile::tempdir_in(&self.base).expect("tempdir");
-        let donor = SledState::open(&DataDir::open(elsewhere.path())?)?;
+        let donor = TreeState::open(&DataDir::open(elsewhere.path())?)?;
         donor.apply((1..=to).map(|index| self.script.entry(index)).collect())?;
         let file: SnapshotFile = donor.cut()?.spool(&elsewhere.path().join("snapshot"))?;
         let mut installer = state.begin_install(Manifest::from_bytes(&file.manifest().to_bytes())?)?;

@@ -1,4 +1,4 @@
-//! The sealed state on sled: applied to an overlay in memory, written behind it.
+//! The sealed state in a tree on the disk: applied to an overlay in memory, written behind it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,10 +8,10 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use crate::apply::{self, Plan};
-use crate::database::abort_on_panic;
 use crate::datadir::DataDir;
 use crate::error::StorageError;
 use crate::flusher::{self, DiskWriter, Signals};
+use crate::guard::abort_on_panic;
 use crate::ids::{LogId, RequestId, Version};
 use crate::keys::{FolderKey, RecordKey};
 use crate::log::Done;
@@ -26,16 +26,16 @@ use crate::state_disk::StateDisk;
 use crate::txn::{Check, CheckpointMark};
 use crate::window::Remembered;
 
-/// The sealed state on sled.
+/// The sealed state in a tree on the disk.
 ///
 /// Applying touches memory, and the disk only to read what memory lacks; a thread writes behind it.
 /// Dropping it writes what the log holds durably, then stops the thread.
-pub struct SledState {
+pub struct TreeState {
     shared: Arc<Shared>,
     flusher: Option<JoinHandle<()>>,
 }
 
-impl SledState {
+impl TreeState {
     /// Opens the state of a data directory; a new one is empty and of generation 1.
     ///
     /// # Errors
@@ -184,7 +184,7 @@ fn check_order(applied: &Applied, entries: &[ApplyEntry]) -> Result<(), StorageE
     Ok(())
 }
 
-impl SealedState for SledState {
+impl SealedState for TreeState {
     fn set_observer(&self, observer: Arc<dyn Observer>) {
         *self.shared.observer.write() = Some(observer);
     }
@@ -279,7 +279,7 @@ impl SealedState for SledState {
     }
 }
 
-impl Drop for SledState {
+impl Drop for TreeState {
     fn drop(&mut self) {
         self.shared.signals.stop();
         if let Some(flusher) = self.flusher.take() {
@@ -292,5 +292,5 @@ impl Drop for SledState {
 }
 
 #[cfg(test)]
-#[path = "sled_state_tests.rs"]
+#[path = "tree_state_tests.rs"]
 mod tests;

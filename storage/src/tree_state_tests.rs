@@ -12,8 +12,8 @@ use super::*;
 use crate::txn::{Command, Txn, Write};
 use crate::window::Remembered;
 
-fn open(path: &Path) -> SledState {
-    SledState::open(&DataDir::open(path).expect("free")).expect("good")
+fn open(path: &Path) -> TreeState {
+    TreeState::open(&DataDir::open(path).expect("free")).expect("good")
 }
 
 fn root() -> FolderKey {
@@ -73,7 +73,7 @@ fn busy(index: u64) -> ApplyEntry {
     }
 }
 
-fn flush(state: &SledState) {
+fn flush(state: &TreeState) {
     let (sender, receiver) = mpsc::channel();
     state.flush(Box::new(move |result| sender.send(result).expect("the test waits")));
     receiver.recv().expect("done is called").expect("flush");
@@ -85,8 +85,8 @@ fn names(children: &[Child]) -> Vec<String> {
 }
 
 /// Every record below the root, with its version.
-fn contents(state: &SledState) -> BTreeMap<RecordKey, Record> {
-    fn walk(state: &SledState, folder: &FolderKey, out: &mut BTreeMap<RecordKey, Record>) {
+fn contents(state: &TreeState) -> BTreeMap<RecordKey, Record> {
+    fn walk(state: &TreeState, folder: &FolderKey, out: &mut BTreeMap<RecordKey, Record>) {
         for child in state.children(folder, None, usize::MAX).expect("list") {
             if child.folder {
                 walk(state, &folder.folder(&child.segment).expect("valid"), out);
@@ -103,7 +103,7 @@ fn contents(state: &SledState) -> BTreeMap<RecordKey, Record> {
 }
 
 /// The digest at the applied index, checked against a scan.
-fn scrubbed(state: &SledState) -> [u8; 32] {
+fn scrubbed(state: &TreeState) -> [u8; 32] {
     state.cut().expect("cut").verify().expect("the digest that followed the changes")
 }
 
@@ -118,7 +118,7 @@ fn what_was_applied_is_readable_before_and_after_the_disk() {
     let value = Bytes::from_static(b"config");
     let put_clear = Write::Put { key: clear.clone(), value: value.clone() };
     state.apply(vec![write(2, vec![put_clear])]).expect("apply");
-    let check = |state: &SledState| {
+    let check = |state: &TreeState| {
         let version = Version { generation: 1, index: 1 };
         let record = state.get(&key("app/db")).expect("read").expect("there");
         assert_eq!(record, Record { version, value: Bytes::from_static(b"one") });
@@ -226,7 +226,7 @@ fn requests_are_remembered_over_a_restart_and_forgotten_in_order() {
     let state = open(dir.path());
     state.apply((1..=20).map(recorded).collect()).expect("apply");
     let digest = scrubbed(&state);
-    let check = |state: &SledState| {
+    let check = |state: &TreeState| {
         assert_eq!(state.window_floor(), 5);
         assert_eq!(state.request(request(4)), None);
         let version = Version { generation: 1, index: 5 };
@@ -243,7 +243,7 @@ fn requests_are_remembered_over_a_restart_and_forgotten_in_order() {
 }
 
 struct Watcher {
-    state: std::sync::Weak<SledState>,
+    state: std::sync::Weak<TreeState>,
     seen: Mutex<Vec<(u64, usize)>>,
     replaced: AtomicBool,
     mismatch: AtomicU64,
@@ -291,7 +291,7 @@ fn what_is_remembered_of_an_entry_does_not_keep_the_entry_in_memory() {
     }
 }
 
-fn watched(path: &Path) -> (Arc<SledState>, Arc<Watcher>) {
+fn watched(path: &Path) -> (Arc<TreeState>, Arc<Watcher>) {
     let state = Arc::new(open(path));
     let watcher = Arc::new(Watcher {
         state: Arc::downgrade(&state),
@@ -348,7 +348,7 @@ fn after_a_failure_nothing_is_applied_or_flushed() {
 }
 
 /// Copies a spooled snapshot into another state.
-fn install(file: &crate::SnapshotFile, to: &SledState) -> Result<(), StorageError> {
+fn install(file: &crate::SnapshotFile, to: &TreeState) -> Result<(), StorageError> {
     let manifest = Manifest::from_bytes(&file.manifest().to_bytes())?;
     let mut installer = to.begin_install(manifest)?;
     for n in 0..file.manifest().chunks {
@@ -403,7 +403,7 @@ fn a_snapshot_taken_while_writes_go_on_is_the_state_at_its_index() {
     other.apply(vec![write(1, vec![put("only/here", "x")])]).expect("apply");
     install(&file, &other).expect("install");
     assert!(watcher.replaced.load(Ordering::Acquire));
-    let check = |other: &SledState| {
+    let check = |other: &TreeState| {
         assert_eq!(contents(other), expected);
         assert_eq!(other.applied().log_id, Some(id(200)));
         assert_eq!(other.flushed(), Some(id(200)));
@@ -550,36 +550,4 @@ proptest! {
         }
         scrubbed(&state);
     }
-}
-
-/// The filter of the tree's keys is filled by the comparison, here in the middle of writes, and kept by the flusher: a
-/// row that it denied would be lost to `contents`, and to apply, whose digest would then be another than that of the scan.
-#[test]
-fn no_row_is_denied_before_during_and_after_the_comparison_that_fills_the_filter() {
-    let dir = tempfile::tempdir().expect("tempdir");
-    let state = open(dir.path());
-    state.apply((1..=400).map(busy).collect()).expect("apply");
-    let before = contents(&state);
-    drop(state);
-    let state = open(dir.path());
-    let filled = |state: &SledState| state.shared.view.read().tree.keys().is_complete();
-    assert!(!filled(&state) && contents(&state) == before);
-    state.apply((401..=500).map(busy).collect()).expect("apply");
-    let cut = state.cut().expect("cut");
-    state.apply((501..=600).map(busy).collect()).expect("apply");
-    flush(&state);
-    cut.verify().expect("the digest that followed the changes");
-    assert!(filled(&state));
-    for round in 6..20 {
-        state.apply((round * 100 + 1..=round * 100 + 100).map(busy).collect()).expect("apply");
-        flush(&state);
-        scrubbed(&state);
-    }
-    let plain = {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let state = open(dir.path());
-        state.apply((1..=2_000).map(busy).collect()).expect("apply");
-        contents(&state)
-    };
-    assert!(contents(&state) == plain);
 }
