@@ -92,7 +92,7 @@ impl DiskWatch {
         self.space.is_waited_for() || self.running() > SLOW_SYNC
     }
 
-    /// Has the syncs of a database looked at.
+    /// Has the syncs of log or state looked at.
     pub(crate) fn add_meter(&self, meter: &Arc<SyncMeter>) {
         let mut meters = self.meters.lock();
         meters.retain(|known| known.strong_count() > 0);

@@ -29,7 +29,7 @@ pub struct LogBounds {
 /// How long syncs take and how much each one carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SyncStats {
-    /// Syncs of the database file since it was opened.
+    /// Syncs since it was opened.
     pub syncs: u64,
     /// Groups of appends since it was opened; each cost one sync.
     pub groups: u64,

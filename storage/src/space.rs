@@ -4,7 +4,7 @@
 //! refuses what grows while it has no majority of nodes with room, and goes on serving reads and deletes. Below the lower one it is
 //! *full*: nothing new is taken. A ballast file stands for space that others cannot take; it is removed when the
 //! lower mark is passed, so that what was acknowledged can still be written out. Whoever writes asks for room first and
-//! waits until there is some: the database below must never meet a full disk, after which only opening it
+//! waits until there is some: log and state must never meet a full disk, after which only opening them
 //! again would help.
 
 use std::fs::{self, File, OpenOptions};
@@ -24,7 +24,7 @@ const FRESH: Duration = Duration::from_millis(20);
 const FRESH_BYTES: u64 = MIB;
 /// How often a writer without room looks again.
 const WAIT: Duration = Duration::from_millis(50);
-/// A write needs twice its size, for the database packs and moves what it writes, and this much on top.
+/// A write needs twice its size, for what it writes is merged later, and this much on top.
 const OVERHEAD_BYTES: u64 = MIB;
 /// What the ballast file is called.
 const BALLAST: &str = "ballast";
@@ -46,7 +46,7 @@ pub struct Watermarks {
     /// Less than this is [`SpaceLevel::Low`]: 2 % of the file system, from 64 to 256 MiB, but never more than a
     /// quarter of it.
     pub low_bytes: u64,
-    /// Less than this is [`SpaceLevel::Full`]: a quarter of `low_bytes`. A database is not opened below it.
+    /// Less than this is [`SpaceLevel::Full`]: a quarter of `low_bytes`. Log and state are not opened below it.
     pub full_bytes: u64,
     /// What the ballast file takes: as `full_bytes`, 16 MiB at most.
     pub ballast_bytes: u64,

@@ -80,6 +80,9 @@ impl StateDisk {
         let cache = Arc::new(Cache::with_capacity_bytes(CACHE_BYTES));
         let disk = Self { dir: dir.to_owned(), cache, meter: Arc::default(), next: Arc::default() };
         let number = disk.current()?;
+        if number.is_none() {
+            disk.check_unfinished()?;
+        }
         disk.next.store(number.unwrap_or(1) + 1, Ordering::Relaxed);
         disk.remove_others(number)?;
         let opened = match number {
@@ -123,18 +126,39 @@ impl StateDisk {
         self.dir.join(number.to_string())
     }
 
-    /// Removes trees that a crash left: staged and not made current, or replaced and not removed.
-    fn remove_others(&self, current: Option<u64>) -> Result<(), StorageError> {
+    /// Numbers of the trees that are there.
+    fn numbers(&self) -> Result<Vec<u64>, StorageError> {
         let context = |e| StorageError::io(format!("read {}", self.dir.display()), e);
+        let mut numbers = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(context)? {
-            let path = entry.map_err(context)?.path();
-            let number =
-                path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<u64>().ok());
-            if number.is_some() && number != current {
-                tree::remove(&path)?;
-            }
+            let name = entry.map_err(context)?.file_name();
+            numbers.extend(name.to_str().and_then(|name| name.parse::<u64>().ok()));
+        }
+        Ok(numbers)
+    }
+
+    /// Without a pointer there may be what a crash left of the first tree, in which nothing was applied yet, and nothing
+    /// else.
+    fn check_unfinished(&self) -> Result<(), StorageError> {
+        let numbers = self.numbers()?;
+        let applied = |number| {
+            self.tree(number).and_then(|tree| tree.meta()).is_ok_and(|meta| meta.end.applied.log_id.is_some())
+        };
+        if numbers.iter().any(|number| *number != 1 || applied(*number)) {
+            let pointer = self.dir.join(POINTER);
+            return Err(StorageError::damaged(format!(
+                "{} is missing: which tree counts is not known",
+                pointer.display()
+            )));
         }
         Ok(())
+    }
+
+    /// Removes trees that a crash left: staged and not made current, or replaced and not removed.
+    fn remove_others(&self, current: Option<u64>) -> Result<(), StorageError> {
+        let numbers = self.numbers()?;
+        let others = numbers.into_iter().filter(|number| Some(*number) != current);
+        others.map(|number| self.tree_dir(number)).try_for_each(|dir| tree::remove(&dir))
     }
 
     fn tree(&self, number: u64) -> Result<Arc<StateTree>, StorageError> {

@@ -551,3 +551,22 @@ proptest! {
         scrubbed(&state);
     }
 }
+
+#[test]
+fn a_state_without_its_pointer_is_damaged_and_what_a_crash_left_of_a_new_one_is_not() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    drop(open(dir.path()));
+    let pointer = dir.path().join("state/current");
+    std::fs::remove_file(&pointer).expect("remove");
+    let state = open(dir.path());
+    state.apply((1..=10).map(busy).collect()).expect("apply");
+    let before = contents(&state);
+    drop(state);
+    let kept = std::fs::read(&pointer).expect("read");
+    std::fs::remove_file(&pointer).expect("remove");
+    let opened = DataDir::open(dir.path()).and_then(|dir| TreeState::open(&dir));
+    let error = opened.map(drop).expect_err("no pointer").to_string();
+    assert!(error.contains("state/current is missing") && error.contains("raft rebuild"), "{error}");
+    std::fs::write(&pointer, kept).expect("write");
+    assert!(contents(&open(dir.path())) == before, "nothing was touched");
+}
