@@ -107,8 +107,9 @@ impl StateDisk {
 
     /// Makes a staged tree, which is on the disk already, the current one.
     pub fn flip(&self, old: &StateTree, new: &StateTree) -> Result<(), StorageError> {
-        self.point_to(new.number)?;
+        // Before the pointer is written: if that fails, it may point to either tree, and both must stay for the next open.
         new.retired.store(false, Ordering::Release);
+        self.point_to(new.number)?;
         old.retired.store(true, Ordering::Release);
         Ok(())
     }
