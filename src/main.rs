@@ -1,7 +1,8 @@
 //! The `keystead` binary: server and command line in one.
 
-/// It costs less processor time per request than glibc's (`docs/performance.md`). How this one is set up is in `.cargo/config.toml`. It has the names of C's: the compiler knows those, and makes one
-/// `calloc`, which touches nothing, of an allocation that is filled with zeros.
+/// It costs less processor time per request than glibc's (`docs/performance.md`). How it is set up is in
+/// `.cargo/config.toml`. It has the names of C's: the compiler knows those, and makes one `calloc`, which touches
+/// nothing, of an allocation that is filled with zeros.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -208,8 +208,8 @@ impl Key<'_> {
                 return Ok(Answer::Missing(Logical { data: Some(body), warnings, ..Logical::default() }));
             }
         };
-        let text = SecretString::try_from(bytes)
-            .map_err(|error| ApiError::internal("reading a version", &error.utf8_error()))?;
+        let text =
+            SecretString::try_from(bytes).map_err(|error| ApiError::internal("reading a version", &error))?;
         Ok(Answer::Secret(Secret { text, metadata, warnings }))
     }
 

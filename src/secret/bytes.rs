@@ -65,14 +65,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wiping_reaches_what_a_vector_has_held_before() {
+    fn wiping_leaves_a_vector_empty_with_its_memory() {
         let mut bytes = vec![7; 40];
         bytes.truncate(3);
         wipe(&mut bytes);
         assert!(bytes.is_empty() && bytes.capacity() >= 40);
-        bytes.resize(bytes.capacity(), 0);
         // Safe code sees only what it has written; that the memory behind it is wiped is shown by `tests/memory.rs`.
-        assert!(bytes.iter().all(|byte| *byte == 0));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Secrets that are text: tokens, and shares as people type them.
 
-use std::{fmt, string::FromUtf8Error};
+use std::{fmt, str::Utf8Error};
 
 use subtle::ConstantTimeEq;
 use zeroize::ZeroizeOnDrop;
@@ -54,11 +54,15 @@ impl SecretString {
 }
 
 impl TryFrom<SecretBytes> for SecretString {
-    type Error = FromUtf8Error;
+    type Error = Utf8Error;
 
-    /// Takes over the bytes, without a copy. What the error holds is not wiped, for it is no text of ours.
-    fn try_from(bytes: SecretBytes) -> Result<Self, FromUtf8Error> {
-        String::from_utf8(bytes.into_vec()).map(Self)
+    /// Takes over the bytes, without a copy; those that are no text are wiped.
+    fn try_from(bytes: SecretBytes) -> Result<Self, Utf8Error> {
+        String::from_utf8(bytes.into_vec()).map(Self).map_err(|error| {
+            let why = error.utf8_error();
+            drop(SecretBytes::from(error.into_bytes()));
+            why
+        })
     }
 }
 

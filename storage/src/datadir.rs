@@ -352,7 +352,7 @@ mod tests {
         let dir = DataDir::open(base.path()).expect("new");
         assert!(matches!(Emptying::begin(base.path()), Err(StorageError::InUse { .. })));
         drop(dir);
-        for name in ["identity", "node-id", "lost", "log/1.log", "state/db"] {
+        for name in ["identity", "node-id", "lost", "log/1.log", "state/current"] {
             fs::write(base.path().join(name), "12345").expect("write");
         }
         let emptying = Emptying::begin(base.path()).expect("free");
