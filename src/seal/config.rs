@@ -26,6 +26,10 @@ const MAX_NAME_LEN: usize = 256;
 pub enum SealKind {
     /// It is split into shares.
     Shamir,
+    /// A token behind a PKCS#11 module encrypts it.
+    Pkcs11,
+    /// A key in a file encrypts it: for development, it protects nothing.
+    File,
 }
 
 impl SealKind {
@@ -34,6 +38,8 @@ impl SealKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Shamir => "shamir",
+            Self::Pkcs11 => "pkcs11",
+            Self::File => "file",
         }
     }
 
@@ -41,6 +47,8 @@ impl SealKind {
     fn number(self) -> u8 {
         match self {
             Self::Shamir => 1,
+            Self::Pkcs11 => 2,
+            Self::File => 3,
         }
     }
 }

@@ -10,6 +10,7 @@
 //! | seal configuration | `1`, then bincode (fixed-length integers) of [`SealConfig`] |
 #![cfg_attr(test, allow(clippy::unwrap_used))] // in a test, a panic is the report
 
+mod auto;
 mod config;
 #[cfg(test)]
 mod fuzz_tests;
@@ -19,6 +20,7 @@ mod shamir;
 mod share;
 mod wrap;
 
+pub use auto::{AutoSeal, MAX_BLOB_LEN, SealFault, SealReport, SealedKek};
 pub use config::{OpenError, SealConfig, SealConfigError, SealEntry, SealKind, ShareRejection, Verifier};
 pub use init::{InitError, InitOutput, InitParams, SHAMIR_SEAL, init, reseal};
 pub use shamir::{CombineError, SharePoint, SplitError, combine, split};
