@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
 use crate::row::Row;
@@ -17,7 +18,7 @@ const GENERATION_BYTES: usize = 512 * 1024;
 /// Rows past this size are not worth their room.
 const MAX_ROW_BYTES: usize = 16 * 1024;
 
-type Rows = HashMap<Bytes, Option<Row>>;
+type Rows = HashMap<Bytes, Option<Row>, RandomState>;
 
 /// The cache. Rows that are not there are remembered as well.
 #[derive(Default)]

@@ -35,9 +35,7 @@ struct Chunk {
 fn chunk(shared: &Shared, from: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Chunk, StorageError> {
     let (mut above, tree) = {
         let view = shared.view.read();
-        let above: Vec<_> =
-            view.overlay.range(from, end).take(limit).map(|(k, r)| (k.clone(), r.cloned())).collect();
-        (above, Arc::clone(&view.tree))
+        (view.overlay.range(from, end, limit), Arc::clone(&view.tree))
     };
     let mut next = (above.len() == limit).then(|| successor(&above[limit - 1].0));
     let mut items = BTreeMap::new();

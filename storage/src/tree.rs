@@ -12,7 +12,9 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use lsm_tree::compaction::Leveled;
-use lsm_tree::config::{BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry};
+use lsm_tree::config::{
+    BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry, PinningPolicy,
+};
 use lsm_tree::{AbstractTree, AnyTree, Cache, CompressionType, Config, Guard, SeqNo, SequenceNumberCounter};
 
 use crate::datadir;
@@ -70,7 +72,10 @@ impl Tree {
             // What is sealed does not compress.
             .data_block_compression_policy(plain.clone())
             .index_block_compression_policy(plain)
-            // Most searches are for what is not there: the row of a version that is about to be written.
+            // Most searches are for what is not there: the row of a version that is about to be written. Filters and
+            // indexes stay in memory, some 2 % of the data: finding them in a cache costs more than asking them.
+            .filter_block_pinning_policy(PinningPolicy::all(true))
+            .index_block_pinning_policy(PinningPolicy::all(true))
             .filter_policy(FilterPolicy::all(FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(
                 10.0,
             ))));

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use bytes::{Buf, Bytes};
+use foldhash::fast::RandomState;
 
 use crate::error::StorageError;
 use crate::ids::{RequestId, Version};
@@ -61,7 +62,7 @@ impl Remembered {
 #[derive(Clone, Default)]
 pub(crate) struct Window {
     requests: VecDeque<Remembered>,
-    by_id: HashMap<RequestId, u64>,
+    by_id: HashMap<RequestId, u64, RandomState>,
     bytes: usize,
     hash: [u8; 32],
     mark: WindowMark,
