@@ -12,8 +12,8 @@ use super::value;
 ///
 /// `KEYSTEAD_X` wins over `VAULT_X` whenever it is set, even to nothing. A variable that is empty leaves what the
 /// file says. The variables are, each after its prefix: `API_ADDR` (older names `REDIRECT_ADDR`, `ADVERTISE_ADDR`),
-/// `CLUSTER_ADDR`, `CLUSTER_NAME`, `LOG_LEVEL`, `LOG_FORMAT`, `LOG_FILE`, `UI`, `DISABLE_MLOCK`, `SEAL_TYPE` (only
-/// `shamir` so far), and for raft storage `RAFT_PATH`, `RAFT_NODE_ID` and `RAFT_RETRY_JOIN_AS_NON_VOTER`.
+/// `CLUSTER_ADDR`, `CLUSTER_NAME`, `LOG_LEVEL`, `LOG_FORMAT`, `LOG_FILE`, `UI`, `DISABLE_MLOCK`,
+/// and for raft storage `RAFT_PATH`, `RAFT_NODE_ID` and `RAFT_RETRY_JOIN_AS_NON_VOTER`.
 ///
 /// # Errors
 /// [`ConfigError::Environment`] for the first value that cannot be used; the configuration may then be half changed.
@@ -29,10 +29,6 @@ pub fn apply_env(config: &mut ServerConfig, env: impl Fn(&str) -> Option<String>
     config.log_file = overlay.value("LOG_FILE", |text| Ok(PathBuf::from(text)))?.or(config.log_file.take());
     config.ui = overlay.value("UI", value::boolean)?.unwrap_or(config.ui);
     config.disable_mlock = overlay.value("DISABLE_MLOCK", value::boolean)?.unwrap_or(config.disable_mlock);
-    overlay.value("SEAL_TYPE", |text| match text {
-        "shamir" => Ok(()),
-        _ => Err("names a seal that is not built yet; unset it to unseal with Shamir shares".to_owned()),
-    })?;
     if let StorageConfig::Raft(raft) = &mut config.storage {
         if let Some(path) = overlay.value("RAFT_PATH", |text| Ok(PathBuf::from(text)))? {
             raft.path = path;
@@ -159,7 +155,6 @@ mod tests {
             ("VAULT_LOG_LEVEL", "loud"),
             ("VAULT_RAFT_NODE_ID", "a b"),
             ("VAULT_RAFT_RETRY_JOIN_AS_NON_VOTER", "true"),
-            ("VAULT_SEAL_TYPE", "transit"),
             ("VAULT_UI", "maybe"),
         ] {
             let error = apply_env(&mut config(), env(&[(name, value)])).expect_err(name);

@@ -52,6 +52,13 @@ listener "tcp" {
 /* the end */
 telemetry { prometheus_retention_time = "30s" disable_hostname = 1 }
 seal "shamir" {}
+seal "pkcs11" {
+  lib = "/m.so"
+  slot = "0x1"
+  pin = "file:///pin"
+  key_id = "0x01"
+  priority = 2
+}
 "#;
 
 const JSON: &str = r#"{
@@ -67,7 +74,7 @@ fn load(text: &str) -> Result<ServerConfig, ConfigError> {
     let files = [source::parse(Path::new("vault.hcl"), text)?];
     let mut warnings = Vec::new();
     let entries = source::merge(&files, &mut warnings);
-    server::read(entries, None, warnings)
+    server::read(entries, None, &|_| None, warnings)
 }
 
 fn depth(items: &[Item]) -> u32 {

@@ -14,6 +14,9 @@ mod error;
 mod fuzz_tests;
 pub mod hcl;
 mod listener;
+mod seal;
+#[cfg(test)]
+mod seal_tests;
 mod section;
 #[cfg(test)]
 mod seed_tests;
@@ -33,6 +36,10 @@ pub use error::{ConfigError, ConfigWarning};
 pub use listener::{
     DEFAULT_MAX_REQUEST_SIZE_BYTES, HttpTimeouts, ListenerConfig, ListenerMetrics, ListenerTls,
     StatusHeaders, TcpListenerConfig, TlsVersion, UnixListenerConfig, XForwardedFor,
+};
+pub use seal::{
+    DEFAULT_KEY_LABEL, DEFAULT_SEAL_TIMEOUT, FileSealConfig, OaepHash, PinSource, Pkcs11Config, SealStanza,
+    SealStanzaKind, WrapMechanism,
 };
 pub use server::{
     DEFAULT_LEASE_TTL_S, DEFAULT_MAX_REQUEST_DURATION, LinearizableReads, LogFormat, LogLevel, LogRotation,
@@ -54,7 +61,9 @@ pub fn load(paths: &[PathBuf]) -> Result<ServerConfig, ConfigError> {
 }
 
 /// As [`load`], with the environment over the files as [`apply_env`] does it, and `VAULT_RAFT_PATH` in place of a
-/// raft storage's missing `path`.
+/// raft storage's missing `path`; and over a `seal "pkcs11"`, each after `KEYSTEAD_HSM_`, `VAULT_HSM_` or `BAO_HSM_`, the
+/// names of its parameters in upper case. `SEAL_TYPE=pkcs11` makes one of the environment alone. `HSM_LIBRARY` (or
+/// `PKCS11_LIBRARY`), `HSM_SLOT` and `HSM_PIN` stand in for what nothing else gives.
 ///
 /// `env` looks up a variable: `|name| std::env::var(name).ok()`.
 ///
@@ -68,7 +77,7 @@ pub fn load_with_env(
     let mut warnings = Vec::new();
     let entries = source::merge(&files, &mut warnings);
     let raft_path = environment::lookup(&env, "RAFT_PATH").map(|(_, path)| PathBuf::from(path));
-    let mut config = server::read(entries, raft_path, warnings)?;
+    let mut config = server::read(entries, raft_path, &env, warnings)?;
     apply_env(&mut config, env)?;
     Ok(config)
 }
@@ -83,6 +92,7 @@ fn sections_with(key: &str) -> Vec<&'static str> {
         ("listener \"unix\"", listener::UNIX_KEYS),
         ("telemetry of listener \"tcp\"", listener::TELEMETRY_KEYS),
         ("telemetry", telemetry::KEYS),
+        ("seal \"pkcs11\"", seal::PKCS11_KEYS),
     ];
     let holds = |keys: section::Keys| keys.iter().any(|(name, _)| *name == key);
     tables.into_iter().filter(|(_, keys)| holds(keys)).map(|(name, _)| name).collect()

@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::address;
 use super::error::{ConfigError, ConfigWarning};
 use super::listener::{self, ListenerConfig};
-use super::section::{Block, Entry, Keys, Section, Use, nearest, printable};
+use super::seal::{self, SealStanza};
+use super::section::{Entry, Keys, Section, Use, printable};
 use super::storage::{self, StorageBlock, StorageConfig};
 use super::telemetry::{self, TelemetryConfig};
 
@@ -19,6 +20,8 @@ pub struct ServerConfig {
     pub storage: StorageConfig,
     /// Where the API is served; at least one of them is TCP, if read from files.
     pub listeners: Vec<ListenerConfig>,
+    /// What opens the vault, by priority; none is as good as one for Shamir shares.
+    pub seals: Vec<SealStanza>,
     /// The URL at which clients and nodes reach this node's API, without a slash at its end.
     pub api_addr: Option<String>,
     /// The URL at which nodes reach this node's cluster port: `https://host:port`.
@@ -180,6 +183,7 @@ impl ServerConfig {
         Self {
             storage,
             listeners,
+            seals: Vec::new(),
             api_addr: None,
             cluster_addr: None,
             cluster_name: None,
@@ -272,15 +276,18 @@ pub(super) const KEYS: Keys = &[
     ("initialize", NotYet),
 ];
 
-/// Reads the merged entries of all files. `raft_path` stands in for a raft storage's missing `path`.
+/// Reads the merged entries of all files. `raft_path` stands in for a raft storage's missing `path`, and the environment
+/// goes over the seals.
 pub(super) fn read(
     entries: Vec<Entry<'_>>,
     raft_path: Option<PathBuf>,
+    env: &dyn Fn(&str) -> Option<String>,
     mut warnings: Vec<ConfigWarning>,
 ) -> Result<ServerConfig, ConfigError> {
     let section = Section::open("", entries, &[KEYS], &mut warnings)?;
     let stored = storage(&section, raft_path, &mut warnings)?;
-    refuse_other_stores_and_seals(&section)?;
+    refuse_other_stores(&section)?;
+    let seals = seal::read(&section, env, &mut warnings)?;
     let is_raft = matches!(stored.storage, StorageConfig::Raft(_));
     let blocks = section.labelled("listener")?;
     let listeners = listener::read_all(&blocks, is_raft, &mut warnings)?;
@@ -290,6 +297,7 @@ pub(super) fn read(
     }
 
     let mut config = ServerConfig::new(stored.storage, listeners);
+    config.seals = seals;
     config.api_addr = section.parsed_text("api_addr", address::api_url)?.or(stored.api_addr);
     config.cluster_addr = section.parsed_text("cluster_addr", address::cluster_url)?.or(stored.cluster_addr);
     config.cluster_name = section.string("cluster_name")?;
@@ -330,21 +338,7 @@ fn storage(
     }
 }
 
-/// Seals that Vault or OpenBao know.
-const SEALS: &[&str] = &[
-    "shamir",
-    "pkcs11",
-    "transit",
-    "awskms",
-    "azurekeyvault",
-    "gcpckms",
-    "ocikms",
-    "alicloudkms",
-    "kmip",
-    "static",
-];
-
-fn refuse_other_stores_and_seals(section: &Section<'_>) -> Result<(), ConfigError> {
+fn refuse_other_stores(section: &Section<'_>) -> Result<(), ConfigError> {
     for key in ["ha_storage", "ha_backend"] {
         if let Some(at) = section.at(key) {
             let text =
@@ -352,26 +346,7 @@ fn refuse_other_stores_and_seals(section: &Section<'_>) -> Result<(), ConfigErro
             return Err(at.error(text));
         }
     }
-    for key in ["seal", "hsm"] {
-        for block in section.labelled(key)? {
-            refuse_seal(key, &block)?;
-        }
-    }
     Ok(())
-}
-
-fn refuse_seal(key: &str, block: &Block<'_>) -> Result<(), ConfigError> {
-    let kind = printable(block.label);
-    if block.label == "shamir" {
-        return Ok(());
-    }
-    if SEALS.contains(&block.label) {
-        let text =
-            format!("{key} \"{kind}\" is not built yet; take this block out to unseal with Shamir shares");
-        return Err(block.at.error(text));
-    }
-    let hint = nearest(block.label, SEALS.iter().copied()).map(|name| format!("; did you mean \"{name}\"?"));
-    Err(block.at.error(format!("unknown {key} \"{kind}\"{}", hint.unwrap_or_default())))
 }
 
 fn linearizable_reads(text: &str) -> Result<LinearizableReads, String> {

@@ -20,7 +20,7 @@ fn load_text(text: &str) -> Result<ServerConfig, ConfigError> {
     let files = [source::parse(Path::new("vault.hcl"), text)?];
     let mut warnings = Vec::new();
     let entries = source::merge(&files, &mut warnings);
-    server::read(entries, None, warnings)
+    server::read(entries, None, &|_| None, warnings)
 }
 
 fn config(text: &str) -> ServerConfig {

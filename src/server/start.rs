@@ -31,6 +31,7 @@ use crate::{
     },
     core::{Core, Settings},
     node::{JoinTarget, Node, NodeSettings, uuid},
+    seal::SealKind,
     secret::SecretString,
 };
 
@@ -91,6 +92,10 @@ impl Server {
             ListenerConfig::Unix(_) => None,
         });
         let first = first.ok_or_else(|| Failure("a listener \"tcp\" must be configured".into()))?;
+        if let Some(seal) = config.seals.iter().find(|seal| seal.seal_kind() != SealKind::Shamir) {
+            let kind = seal.seal_kind();
+            return Err(Failure(format!("seal \"{kind}\" cannot open a vault yet; take the stanza out")));
+        }
         let mut listeners = config
             .listeners
             .iter()
