@@ -148,25 +148,41 @@ impl Identity {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return never_had(data_dir, path),
             Err(source) => return Err(IdentityError::Read { path, source }),
         };
-        let damaged = |source| IdentityError::Damaged { path: path.clone(), source };
-        let (body, crc) = bytes.split_last_chunk::<CRC_BYTES>().ok_or(damaged(DecodeError::Short))?;
-        if crc32fast::hash(body) != u32::from_be_bytes(*crc) {
-            return Err(damaged(DecodeError::Invalid("checksum")));
-        }
-        match body.split_first() {
-            None => Err(damaged(DecodeError::Short)),
-            Some((&FORMAT, body)) => codec::decode(body).map(Some).map_err(damaged),
-            Some((&other, _)) => Err(damaged(DecodeError::Unknown("identity format", u64::from(other)))),
-        }
+        let identity = unframed(&bytes, FORMAT, "identity format");
+        identity.map(Some).map_err(|source| IdentityError::Damaged { path, source })
     }
 
     /// Writes the identity durably: it is wholly there or wholly absent.
     pub fn save(&self, data_dir: &Path) -> Result<(), IdentityError> {
-        let mut bytes = Zeroizing::new(vec![FORMAT]);
-        bytes.extend_from_slice(&codec::encode(self));
-        let crc = crc32fast::hash(&bytes);
-        bytes.extend_from_slice(&crc.to_be_bytes());
-        Ok(write_file_durably(&Self::path(data_dir), &bytes, 0o600)?)
+        Ok(write_file_durably(&Self::path(data_dir), &framed(self, FORMAT), 0o600)?)
+    }
+}
+
+/// A file's bytes: `format[1]`, the record, CRC32 of both. Wiped when dropped.
+pub(crate) fn framed(record: &impl bincode::Encode, format: u8) -> Zeroizing<Vec<u8>> {
+    let body = codec::encode(record);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(1 + body.len() + CRC_BYTES));
+    bytes.push(format);
+    bytes.extend_from_slice(&body);
+    let crc = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(&crc.to_be_bytes());
+    bytes
+}
+
+/// Reads what [`framed`] wrote.
+pub(crate) fn unframed<T: bincode::Decode<()>>(
+    bytes: &[u8],
+    format: u8,
+    what: &'static str,
+) -> Result<T, DecodeError> {
+    let (body, crc) = bytes.split_last_chunk::<CRC_BYTES>().ok_or(DecodeError::Short)?;
+    if crc32fast::hash(body) != u32::from_be_bytes(*crc) {
+        return Err(DecodeError::Invalid("checksum"));
+    }
+    match body.split_first() {
+        None => Err(DecodeError::Short),
+        Some((&found, body)) if found == format => codec::decode(body),
+        Some((&other, _)) => Err(DecodeError::Unknown(what, u64::from(other))),
     }
 }
 

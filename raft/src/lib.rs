@@ -12,6 +12,7 @@ pub mod clock;
 pub mod codec;
 pub mod conn;
 pub mod directory;
+pub mod enrolment;
 pub mod entry;
 pub mod frame;
 #[cfg(test)]
@@ -40,6 +41,7 @@ pub mod vault_side;
 pub mod wire;
 
 pub use directory::{Directory, DirectoryMember};
+pub use enrolment::{Enrolment, EnrolmentError, OwnCertificate};
 pub use identity::{ClusterParams, Identity, fresh_incarnation};
 pub use replica::{JoinError, MemberView, Replica, ReplicaConfig};
 pub use replicated::{

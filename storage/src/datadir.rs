@@ -20,9 +20,11 @@ const FIRST_FORMAT: u32 = 2;
 const PROMISE: &str = "promise";
 /// What belongs to one incarnation of a node, in the order in which it is removed: without an identity nothing
 /// of the rest is used, and without a format number nothing of the rest may be there.
-const REMOVED: [&str; 9] = [
+const REMOVED: [&str; 11] = [
     "identity",
     "identity.tmp",
+    "enrolment",
+    "enrolment.tmp",
     "log",
     "state",
     "snapshots",

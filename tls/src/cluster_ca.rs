@@ -116,7 +116,7 @@ impl ClusterCa {
 }
 
 /// The public key of a request, if it is on P-256.
-fn p256_spki(csr_der: &[u8]) -> Result<Vec<u8>> {
+pub(crate) fn p256_spki(csr_der: &[u8]) -> Result<Vec<u8>> {
     if csr_der.len() > CSR_MAX_BYTES {
         return Err(Error::Request(format!("larger than {CSR_MAX_BYTES} bytes")));
     }

@@ -14,10 +14,11 @@ use rustls::{
     CertificateError, ClientConfig, ConnectionCommon, DigitallySignedStruct, DistinguishedName, OtherError,
     PeerIncompatible, ServerConfig, SignatureScheme,
 };
-use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use zeroize::Zeroizing;
 
+use crate::own_ca::is_built_in;
 use crate::peer::{ca_cluster_id, parse_certificate};
 use crate::{ClusterId, Error, NodeKey, PeerIdentity, Result, peer_identity, provider};
 
@@ -169,9 +170,12 @@ impl PeerVerifier {
         policy: Arc<dyn PeerPolicy>,
         provider: Arc<CryptoProvider>,
     ) -> Result<PeerVerifier> {
-        let named = ca_cluster_id(&parse_certificate(ca_cert_der)?)?;
-        if named != cluster_id {
-            return Err(Error::PeerIdentity(format!("the CA is cluster {named}'s, not {cluster_id}'s")));
+        // A CA of the operator's names no cluster: the certificates it signs do.
+        if is_built_in(ca_cert_der)? {
+            let named = ca_cluster_id(&parse_certificate(ca_cert_der)?)?;
+            if named != cluster_id {
+                return Err(Error::PeerIdentity(format!("the CA is cluster {named}'s, not {cluster_id}'s")));
+            }
         }
         let der = CertificateDer::from(ca_cert_der);
         let anchor = anchor_from_trusted_cert(&der)
@@ -186,23 +190,8 @@ impl PeerVerifier {
         certificate: &CertificateDer<'_>,
         usage: KeyUsage,
     ) -> Result<PeerIdentity, rustls::Error> {
-        let end_entity = EndEntityCert::try_from(certificate).map_err(chain_error)?;
-        let parsed = parse_certificate(certificate).map_err(Refused::Identity)?;
-        // Judged at the start of its own validity, so that no clock has a say: a wrong one, or a
-        // certificate past its date, must never lock a cluster out. The directory decides who is in.
-        let issued_at = u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0);
-        // Intermediates are never looked at: the CA signs nodes itself and has path length 0.
-        end_entity
-            .verify_for_usage(
-                self.provider.signature_verification_algorithms.all,
-                std::slice::from_ref(&self.anchor),
-                &[],
-                UnixTime::since_unix_epoch(Duration::from_secs(issued_at)),
-                usage,
-                None,
-                None,
-            )
-            .map_err(chain_error)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_chain(&self.anchor, certificate, usage, algorithms).map_err(chain_error)?;
         let peer = peer_identity(certificate).map_err(Refused::Identity)?;
         if peer.name.cluster_id != self.cluster_id {
             return Err(Refused::OtherCluster {
@@ -320,6 +309,42 @@ impl ServerCertVerifier for PeerVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.schemes()
     }
+}
+
+/// Checks that a CA, its certificate in DER, signed a node's certificate for this usage.
+pub(crate) fn chain_to(
+    ca_cert_der: &[u8],
+    certificate: &CertificateDer<'_>,
+    usage: KeyUsage,
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
+) -> std::result::Result<(), webpki::Error> {
+    let ca = CertificateDer::from(ca_cert_der);
+    verify_chain(&anchor_from_trusted_cert(&ca)?, certificate, usage, algorithms)
+}
+
+fn verify_chain(
+    anchor: &TrustAnchor<'_>,
+    certificate: &CertificateDer<'_>,
+    usage: KeyUsage,
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
+) -> std::result::Result<(), webpki::Error> {
+    let end_entity = EndEntityCert::try_from(certificate)?;
+    // Judged at the start of its own validity, so that no clock has a say: a wrong one, or a
+    // certificate past its date, must never lock a cluster out. The directory decides who is in.
+    let not_before = parse_certificate(certificate).map_err(|_| webpki::Error::BadDer)?.validity().not_before;
+    let issued_at = u64::try_from(not_before.timestamp()).unwrap_or(0);
+    // Intermediates are never looked at: the CA signs nodes itself.
+    end_entity
+        .verify_for_usage(
+            algorithms,
+            std::slice::from_ref(anchor),
+            &[],
+            UnixTime::since_unix_epoch(Duration::from_secs(issued_at)),
+            usage,
+            None,
+            None,
+        )
+        .map(|_| ())
 }
 
 /// webpki's verdicts in rustls's words, so that the right alert is sent.

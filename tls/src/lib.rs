@@ -1,7 +1,7 @@
 //! Certificates and rustls configurations of Keystead's two ports.
 //!
-//! The *cluster port* connects nodes with each other: mutual TLS 1.3 under the cluster's own CA
-//! ([`ClusterCa`]), identities in the certificates ([`PeerName`]), and no clock in any decision
+//! The *cluster port* connects nodes with each other: mutual TLS 1.3 under the cluster's built-in CA
+//! ([`ClusterCa`]) or one of the operator's ([`own_ca`]), identities in the certificates ([`PeerName`]), and no clock in any decision
 //! ([`ClusterTls`]). The *API port* serves clients ([`ApiTls`]) and is what nodes, the command line and
 //! tests speak to as clients ([`ClientTls`]). [`make`] makes certificates for the API port for those who
 //! have no PKI of their own.
@@ -22,6 +22,7 @@ pub mod fair_share;
 pub mod keys;
 pub mod make;
 pub mod node_key;
+pub mod own_ca;
 pub mod peer;
 mod public_key;
 pub mod seldom;

@@ -37,7 +37,7 @@ const BACKDATED_SECONDS: u64 = 60 * 60;
 /// ECDSA on P-256, valid for [`CA_DAYS`], path length 0: it signs servers and clients, no further CAs.
 pub fn make_ca(common_name: &str) -> Result<(String, Zeroizing<String>)> {
     let key = WipedKeyPair::generate()?;
-    let mut params = params(common_name, CA_DAYS)?;
+    let mut params = dated_params(common_name, CA_DAYS)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok((params.self_signed(&key.0)?.pem(), key.to_pkcs8_pem()))
@@ -66,7 +66,7 @@ pub fn make_cert(
     let issuer_key = ca_key(ca_key_pem, &parsed_ca)?;
 
     let common_name = dns.first().cloned().or_else(|| ips.first().map(IpAddr::to_string));
-    let mut params = params(&common_name.expect("there is a name, checked above"), days)?;
+    let mut params = dated_params(&common_name.expect("there is a name, checked above"), days)?;
     params.not_after = params.not_after.min(parsed_ca.validity().not_after.to_datetime());
     params.subject_alt_names = subject_alt_names;
     params.is_ca = IsCa::ExplicitNoCa;
@@ -80,7 +80,7 @@ pub fn make_cert(
     Ok((params.signed_by(&key.0, &issuer)?.pem(), key.to_pkcs8_pem()))
 }
 
-fn params(common_name: &str, days: u32) -> Result<CertificateParams> {
+pub(crate) fn dated_params(common_name: &str, days: u32) -> Result<CertificateParams> {
     if !(1..=DAYS_MAX).contains(&days) {
         return Err(Error::invalid("the validity", format!("is 1 to {DAYS_MAX} days, not {days}")));
     }
@@ -118,13 +118,18 @@ fn subject_alt_names(dns: &[String], ips: &[IpAddr]) -> Result<Vec<SanType>> {
     Ok(names)
 }
 
-fn check_ca(ca: &X509Certificate<'_>) -> Result<()> {
+/// Whether a certificate is a CA's that may sign others.
+pub(crate) fn may_sign(ca: &X509Certificate<'_>) -> bool {
     let is_ca = matches!(ca.basic_constraints(), Ok(Some(constraints)) if constraints.value.ca);
-    let may_sign = match ca.key_usage() {
-        Ok(usage) => usage.is_none_or(|usage| usage.value.key_cert_sign()),
-        Err(_) => false,
-    };
-    if !is_ca || !may_sign {
+    is_ca
+        && match ca.key_usage() {
+            Ok(usage) => usage.is_none_or(|usage| usage.value.key_cert_sign()),
+            Err(_) => false,
+        }
+}
+
+pub(crate) fn check_ca(ca: &X509Certificate<'_>) -> Result<()> {
+    if !may_sign(ca) {
         return Err(Error::invalid("the CA certificate", "is not a CA's; make one with `keystead tls ca`"));
     }
     let now = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
@@ -134,7 +139,7 @@ fn check_ca(ca: &X509Certificate<'_>) -> Result<()> {
     Ok(())
 }
 
-fn ca_key(pem: &str, ca: &X509Certificate<'_>) -> Result<WipedKeyPair> {
+pub(crate) fn ca_key(pem: &str, ca: &X509Certificate<'_>) -> Result<WipedKeyPair> {
     let mut der = private_key_from_pem(pem.as_bytes(), "the CA key")?;
     let pair = KeyPair::try_from(&der);
     der.zeroize();

@@ -69,6 +69,11 @@ impl NodeKey {
         Ok(params.serialize_request(&self.0.0)?.der().to_vec())
     }
 
+    /// The pair, to sign a request with.
+    pub(crate) fn pair(&self) -> &KeyPair {
+        &self.0.0
+    }
+
     /// The key as rustls signs with it.
     pub(crate) fn signing_key(&self) -> Result<Arc<dyn SigningKey>> {
         let der = PrivatePkcs8KeyDer::from(self.0.0.serialized_der().to_vec());

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keystead_tls::{
-    ClusterCa, ClusterId, ClusterTls, NodeKey, PeerIdentity, PeerName, PeerPolicy, exporter, peer_of,
+    ClusterCa, ClusterId, ClusterTls, NodeKey, PeerIdentity, PeerName, PeerPolicy, exporter, make, own_ca,
+    peer_of,
 };
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType, date_time_ymd};
 use rustls::client::Resumption;
@@ -280,4 +281,38 @@ fn copy(key: &NodeKey) -> NodeKey {
 fn pkcs8(key: &NodeKey) -> PrivatePkcs8KeyDer<'static> {
     use rustls_pki_types::pem::PemObject;
     PrivatePkcs8KeyDer::from_pem_slice(key.to_pkcs8_pem().as_bytes()).unwrap()
+}
+
+/// A member by a CA of the operator's.
+fn enrolled((ca, ca_key): &(String, zeroize::Zeroizing<String>), name: &PeerName) -> ClusterTls {
+    let key = NodeKey::generate().unwrap();
+    let request = own_ca::request_pem(&key, name).unwrap();
+    let (_, certificate) = own_ca::sign(ca, ca_key, &request, 1).unwrap();
+    let (ca, certificate) =
+        (own_ca::single(ca, "ca").unwrap(), own_ca::single(&certificate, "node").unwrap());
+    ClusterTls::new(name.cluster_id, &ca, &certificate, key, Arc::new(AllBut(None))).unwrap()
+}
+
+#[tokio::test]
+async fn members_by_the_operators_ca_know_each_other_and_nobody_else_whom_it_signed() {
+    let pki = make::make_ca("Example CA").unwrap();
+    let (server, client) = (enrolled(&pki, &name(1)), enrolled(&pki, &name(2)));
+    let (at_server, at_client) = dial(&server, client.client_config(Some(1))).await.established();
+    assert_eq!(peer_of(at_server.get_ref().1).unwrap().name, name(2));
+    assert_eq!(peer_of(at_client.get_ref().1).unwrap().name, name(1));
+
+    let elsewhere = enrolled(&pki, &PeerName { cluster_id: THEIRS, ..name(2) });
+    let refused = dial(&elsewhere, client.client_config(None)).await.refused_by_client();
+    assert!(refused.contains("belongs to cluster"), "{refused}");
+
+    let (web, web_key) = make::make_cert(&pki.0, &pki.1, &["www.test".into()], &[], 1).unwrap();
+    let key = rustls_pki_types::pem::PemObject::from_pem_slice(web_key.as_bytes()).unwrap();
+    let web = own_ca::single(&web, "web").unwrap();
+    let hostile = presenting(&client.client_config(None), vec![web], &PrivateKeyDer::Pkcs8(key));
+    let refused = dial(&server, hostile).await.refused_by_server();
+    assert!(refused.contains("carries no keystead:// name"), "{refused}");
+
+    let stranger = enrolled(&make::make_ca("Example CA").unwrap(), &name(3));
+    let refused = dial(&stranger, client.client_config(None)).await.refused_by_client();
+    assert!(refused.contains("UnknownIssuer"), "{refused}");
 }
