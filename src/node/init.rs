@@ -5,15 +5,18 @@ use std::{path::Path, sync::Arc, time::Duration};
 use bytes::Bytes;
 use keystead_raft::{
     Directory, DirectoryMember, Identity, ProposeError, ProposeOutcome, Replica, Replicated as _, VaultSide,
-    fresh_incarnation, hello::FEATURE_LEVEL,
+    hello::FEATURE_LEVEL,
 };
 use keystead_storage::{
     Check, DataDir, RequestId, Txn, Write,
     datadir::{forget_promise, write_file_durably},
 };
-use keystead_tls::{ClusterCa, ClusterId, NodeKey, PeerName};
+use keystead_tls::{ClusterCa, ClusterId, PeerName};
+use zeroize::Zeroizing;
 
-use super::{ClusterName, Node, OpenKeys, StartError, records, shares::uuid_text};
+use super::{
+    ClusterName, Node, OpenKeys, StartError, forget_enrolment, own_pki::Enrolled, records, shares::uuid_text,
+};
 use crate::{
     barrier::Keyring,
     core::{
@@ -116,7 +119,8 @@ async fn first_entry(replica: &Replica, txn: Txn) -> Result<(), String> {
 /// Everything of a new cluster that is drawn before anything is written.
 struct Founding {
     identity: Identity,
-    ca: ClusterCa,
+    /// The built-in CA's key; empty for a CA of the operator's.
+    ca_key: Zeroizing<Vec<u8>>,
     directory: Directory,
     cluster: ClusterName,
 }
@@ -134,6 +138,9 @@ impl Node {
         }
         if self.replica().is_some() || !self.seal_configs()?.is_empty() {
             return Err(ApiError::invalid("Vault is already initialized"));
+        }
+        if let Some(enrolled) = self.joining.lock().enrolled() {
+            enrolled.may_found()?;
         }
         if let Some(address) = self.initialised_elsewhere().await {
             return Err(ApiError::invalid(format!(
@@ -153,6 +160,7 @@ impl Node {
             Ok(response) => {
                 // Before anybody sees a share the marker must be gone for good, a power cut included.
                 unmark(&dir).map_err(|e| failed(&e))?;
+                forget_enrolment(&dir);
                 tracing::info!(shares = params.shares, threshold = params.threshold, "vault initialised");
                 Ok(response)
             }
@@ -169,13 +177,21 @@ impl Node {
     }
 
     fn found(&self) -> Result<Founding, keystead_tls::Error> {
-        let cluster_id: [u8; 16] = random_array();
-        let ca = ClusterCa::generate(ClusterId(cluster_id))?;
-        let key = NodeKey::generate()?;
-        let incarnation = fresh_incarnation();
+        let (incarnation, key, enrolled) = self.joining.lock().credentials();
         let node_id = self.settings.node_id.clone();
-        let name = PeerName { cluster_id: ClusterId(cluster_id), node_id: node_id.clone(), incarnation };
-        let cert = ca.sign_csr(&key.csr_der(&node_id, incarnation)?, &name)?;
+        let (cluster_id, cert, ca_cert, ca_key) = match enrolled {
+            Some(Enrolled { cluster_id, certificate, .. }) => {
+                (cluster_id.0, certificate.cert_der, certificate.ca_cert_der, Zeroizing::default())
+            }
+            None => {
+                let cluster_id: [u8; 16] = random_array();
+                let ca = ClusterCa::generate(ClusterId(cluster_id))?;
+                let name =
+                    PeerName { cluster_id: ClusterId(cluster_id), node_id: node_id.clone(), incarnation };
+                let cert = ca.sign_csr(&key.csr_der(&node_id, incarnation)?, &name)?;
+                (cluster_id, cert, ca.cert_der().to_vec(), ca.key_pkcs8_der())
+            }
+        };
         let member = DirectoryMember {
             incarnation,
             node_id: node_id.clone(),
@@ -187,13 +203,12 @@ impl Node {
             joined_ms: keystead_raft::clock::wall_ms(),
         };
         let directory = Directory { cluster_id, epoch: 1, members: vec![member], tombstones: Vec::new() };
-        let ca_cert = ca.cert_der().to_vec();
         let params = self.settings.params;
         let identity = Identity::new(cluster_id, 1, node_id, incarnation, &key, cert, ca_cert, params);
         let name = self.settings.cluster_name.clone();
         let name = name.unwrap_or_else(|| format!("vault-cluster-{}", hex::encode(random_array::<4>())));
         let cluster = ClusterName { id: uuid_text(&cluster_id), name };
-        Ok(Founding { identity, ca, directory, cluster })
+        Ok(Founding { identity, ca_key, directory, cluster })
     }
 
     /// Writes the vault's first entry: all of it, or nothing.
@@ -247,8 +262,8 @@ impl Node {
         let ca = records::seal_cluster_ca(
             keys.barrier(),
             &ca_key,
-            founding.ca.cert_der(),
-            &founding.ca.key_pkcs8_der(),
+            &founding.identity.ca_cert_der,
+            &founding.ca_key,
         );
         let directory = founding.directory.seal(|signed| Ok::<_, ApiError>(keys.directory_mac(signed)))?;
         let put = |key, value: Vec<u8>| Write::Put { key, value: value.into() };

@@ -16,8 +16,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use keystead_raft::{
-    ClusterParams, Directory, DirectoryMember, Identity, JoinError, Replicated as _, fresh_incarnation,
-    hello::FEATURE_LEVEL,
+    ClusterParams, Directory, DirectoryMember, Enrolment, Identity, JoinError, Replicated as _,
+    fresh_incarnation, hello::FEATURE_LEVEL,
 };
 use keystead_tls::{ClusterId, NodeKey, PeerName, Seldom};
 use parking_lot::Mutex;
@@ -25,7 +25,13 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use super::{ClusterName, Node, OpenKeys, records};
+use super::{
+    ClusterName, Node, OpenKeys, forget_enrolment,
+    own_pki::{self, Enrolled},
+    records,
+    shares::uuid_text,
+    strangers::cluster_of,
+};
 use crate::{
     barrier::{Keyring, Mac},
     client::{Address, Client, ClientConfig, Response, Scheme},
@@ -60,6 +66,8 @@ pub struct JoinTarget {
 pub struct Joining {
     incarnation: u64,
     key: Arc<NodeKey>,
+    /// What it brings, if a CA of the operator's has signed for it.
+    enrolled: Option<Enrolled>,
     offers: Vec<SealConfig>,
     /// Join without a vote.
     non_voter: bool,
@@ -68,10 +76,25 @@ pub struct Joining {
 }
 
 impl Joining {
-    /// A fresh incarnation with a fresh key.
-    pub fn new(non_voter: bool) -> Result<Self, keystead_tls::Error> {
-        let key = Arc::new(NodeKey::generate()?);
-        Ok(Self { incarnation: fresh_incarnation(), key, offers: Vec::new(), non_voter, last_error: None })
+    /// The incarnation and the key of an enrolment, or fresh ones.
+    pub fn new(non_voter: bool, enrolment: Option<&Enrolment>) -> Result<Self, keystead_tls::Error> {
+        let (incarnation, key) = match enrolment {
+            Some(enrolment) => (enrolment.incarnation, enrolment.key()?),
+            None => (fresh_incarnation(), NodeKey::generate()?),
+        };
+        let enrolled = enrolment.and_then(Enrolled::of);
+        let (key, offers) = (Arc::new(key), Vec::new());
+        Ok(Self { incarnation, key, enrolled, offers, non_voter, last_error: None })
+    }
+
+    /// What this node brings, if a CA of the operator's has signed for it.
+    pub fn enrolled(&self) -> Option<&Enrolled> {
+        self.enrolled.as_ref()
+    }
+
+    /// Who this node will be: its incarnation, its key, and what it brings.
+    pub fn credentials(&self) -> (u64, Arc<NodeKey>, Option<Enrolled>) {
+        (self.incarnation, self.key.clone(), self.enrolled.clone())
     }
 
     /// The seal configurations that members offered.
@@ -171,6 +194,8 @@ struct Answer<'a> {
     node_id: &'a str,
     incarnation: u64,
     csr: &'a [u8],
+    /// The certificate that the node brings; empty if it asks for one.
+    certificate: &'a [u8],
     cluster_addr: &'a str,
     api_addr: &'a str,
     non_voter: bool,
@@ -186,6 +211,7 @@ impl Answer<'_> {
                 self.node_id.as_bytes(),
                 &self.incarnation.to_be_bytes(),
                 &Sha256::digest(self.csr),
+                &Sha256::digest(self.certificate),
                 self.cluster_addr.as_bytes(),
                 self.api_addr.as_bytes(),
                 &[u8::from(self.non_voter)],
@@ -348,10 +374,12 @@ impl Node {
                 target.address
             )));
         }
-        let (incarnation, key, non_voter) = {
+        let ((incarnation, key, enrolled), non_voter) = {
             let joining = self.joining.lock();
-            (joining.incarnation, joining.key.clone(), joining.non_voter)
+            (joining.credentials(), joining.non_voter)
         };
+        let certificate =
+            enrolled.as_ref().map_or(&[][..], |enrolled| enrolled.certificate.cert_der.as_slice());
         let settings = &self.settings;
         let csr = key
             .csr_der(&settings.node_id, incarnation)
@@ -362,6 +390,7 @@ impl Node {
             node_id: &settings.node_id,
             incarnation,
             csr: &csr,
+            certificate,
             cluster_addr: &settings.cluster_addr,
             api_addr: &settings.api_addr,
             non_voter,
@@ -372,13 +401,14 @@ impl Node {
             "server_id": settings.node_id,
             "incarnation": format!("{incarnation:016x}"),
             "csr": BASE64.encode(&csr),
+            "certificate": BASE64.encode(certificate),
             "cluster_addr": settings.cluster_addr,
             "api_addr": settings.api_addr,
             "non_voter": non_voter,
             "mac": BASE64.encode(mac),
         });
         let data = put(target, "/v1/sys/storage/raft/bootstrap/answer", &body).await?;
-        self.accept(target, &data, &offer.challenge, &mac, keys, incarnation, &key).await
+        self.accept(target, &data, &offer.challenge, &mac, keys, (incarnation, &key, enrolled.as_ref())).await
     }
 
     /// Verifies the reply, and only then stores anything.
@@ -390,8 +420,7 @@ impl Node {
         challenge: &[u8],
         answer_mac: &[u8],
         keys: &OpenKeys,
-        incarnation: u64,
-        key: &NodeKey,
+        (incarnation, key, enrolled): (u64, &NodeKey, Option<&Enrolled>),
     ) -> Result<(), Attempt> {
         let false_leader = || {
             metrics::counter!("keystead_join_false_replies").increment(1);
@@ -414,6 +443,9 @@ impl Node {
         if !reply.mac(keys).verify(&mac) {
             return Err(false_leader());
         }
+        if let Some(enrolled) = enrolled {
+            enrolled.check_reply(&certificate, &ca_certificate).map_err(Attempt::Refused)?;
+        }
         let params = decode_params(&params).ok_or_else(false_leader)?;
         let (directory, _) = Directory::open(&directory).map_err(|_| false_leader())?;
         let identity = Identity::new(
@@ -428,6 +460,7 @@ impl Node {
         );
         let refused = |e: &dyn std::fmt::Display| Attempt::Refused(e.to_string());
         identity.save(&self.data_dir()).map_err(|e| refused(&e))?;
+        forget_enrolment(&self.data_dir());
         self.start_replica(Arc::new(identity), false, Some(directory)).await.map_err(|e| refused(&e))?;
         tracing::info!(through = target.address, "this node has joined the cluster");
         Ok(())
@@ -451,8 +484,8 @@ impl Node {
     /// Names a node to join through. True once its challenge has been seen, or when this node is a member
     /// already; the cluster's shares complete it.
     pub(super) async fn join_by_hand(&self, request: JoinRequest) -> Result<bool, ApiError> {
-        if self.replica().is_some() {
-            return Ok(true);
+        if let Some(replica) = self.replica() {
+            return self.is_member_of(&replica.directory().cluster_id, &request).await;
         }
         let failed = |text: &str| ApiError::Internal(format!("failed to join raft cluster: {text}"));
         if !self.settings.retry_join.is_empty() {
@@ -480,6 +513,25 @@ impl Node {
                 Ok(true)
             }
             Err(_) => Ok(false),
+        }
+    }
+}
+
+impl Node {
+    /// Whether the node that a member was told to join is of its own cluster; an address that says nothing is taken
+    /// for one.
+    async fn is_member_of(&self, own: &[u8; 16], request: &JoinRequest) -> Result<bool, ApiError> {
+        if request.leader_api_addr.is_empty() {
+            return Ok(true);
+        }
+        let target = JoinTarget::new(request).map_err(ApiError::invalid)?;
+        match cluster_of(&target).await {
+            Some(theirs) if theirs != uuid_text(own) => Err(ApiError::invalid(format!(
+                "failed to join raft cluster: this node was initialised or joined elsewhere: it belongs to cluster {}, and the node at {} to {theirs}; to join that one, stop this node, move its data directory away and start it again",
+                uuid_text(own),
+                target.address
+            ))),
+            _ => Ok(true),
         }
     }
 }
@@ -568,6 +620,7 @@ impl Node {
             (field("server_id")?, field("cluster_addr")?, field("api_addr")?);
         let incarnation = u64::from_str_radix(field("incarnation")?, 16).map_err(|_| invalid())?;
         let csr = bytes(&body, "csr").ok_or_else(invalid)?;
+        let brought = bytes(&body, "certificate").ok_or_else(invalid)?;
         let mac = bytes(&body, "mac").ok_or_else(invalid)?;
         let non_voter = body.get("non_voter").and_then(Value::as_bool).unwrap_or(false);
         let plausible = !node_id.is_empty()
@@ -581,6 +634,7 @@ impl Node {
             node_id,
             incarnation,
             csr: &csr,
+            certificate: &brought,
             cluster_addr,
             api_addr,
             non_voter,
@@ -596,10 +650,10 @@ impl Node {
         if !self.challenges.use_up(&challenge, Instant::now()) {
             return Err(unknown());
         }
-        let ca = self.cluster_ca(&keys)?;
+        let authority = self.cluster_authority(&keys)?;
         let cluster_id = replica.directory().cluster_id;
         let name = PeerName { cluster_id: ClusterId(cluster_id), node_id: node_id.to_owned(), incarnation };
-        let certificate = ca.sign_csr(&csr, &name).map_err(|_| invalid())?;
+        let certificate = own_pki::certify(&authority, &csr, &brought, &name)?;
         let spki_sha256 = keystead_tls::peer_identity(&certificate).map_err(|_| invalid())?.spki_sha256;
         let member = DirectoryMember {
             incarnation,
@@ -615,7 +669,7 @@ impl Node {
         tracing::info!(node_id, "a node joins");
         let directory = directory.seal(|signed| Ok::<_, ApiError>(keys.directory_mac(signed)))?;
         let params = encode_params(&replica.params());
-        let ca_certificate = ca.cert_der();
+        let ca_certificate = authority.cert_der();
         let reply = Reply {
             challenge: &challenge,
             answer_mac: &mac,
@@ -634,7 +688,7 @@ impl Node {
         Ok(data.as_object().cloned().unwrap_or_default())
     }
 
-    fn cluster_ca(&self, keys: &OpenKeys) -> Result<keystead_tls::ClusterCa, ApiError> {
+    fn cluster_authority(&self, keys: &OpenKeys) -> Result<records::ClusterAuthority, ApiError> {
         let replica = self.replica().ok_or(ApiError::Sealed)?;
         let key = records::cluster_ca_key(keys.barrier())?;
         let record = replica

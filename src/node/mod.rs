@@ -7,6 +7,7 @@ mod init;
 mod join;
 mod keys;
 mod ops;
+mod own_pki;
 mod records;
 mod shares;
 mod strangers;
@@ -18,18 +19,19 @@ mod tests;
 
 use std::{
     net::TcpListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock, Weak, atomic::AtomicBool},
     time::Duration,
 };
 
-use keystead_raft::{ClusterParams, Identity, Replica, ReplicaConfig, Replicated as _};
+use keystead_raft::{ClusterParams, Enrolment, Identity, Replica, ReplicaConfig, Replicated as _};
 use keystead_storage::DataDir;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 pub use join::JoinTarget;
 pub use keys::{ClusterName, OpenKeys};
+pub use own_pki::CertificateEnds;
 pub use shares::{uuid, uuid_text};
 
 use crate::{
@@ -75,6 +77,9 @@ pub enum StartError {
     /// The identity file.
     #[error(transparent)]
     Identity(#[from] keystead_raft::identity::IdentityError),
+    /// A certificate that was asked for and is not there, or not for this node.
+    #[error(transparent)]
+    Enrolment(#[from] keystead_raft::EnrolmentError),
     /// The data directory.
     #[error(transparent)]
     Storage(#[from] keystead_storage::StorageError),
@@ -102,6 +107,8 @@ pub struct Node {
     /// Whom to ask to be let in: the configured ones, or those named by hand.
     targets: RwLock<Vec<Arc<JoinTarget>>>,
     challenges: join::Challenges,
+    /// When the certificates of the cluster port end, of a node that has them from the operator's CA.
+    certificate_ends: RwLock<Option<CertificateEnds>>,
     /// Init, unseal, seal and join, one at a time.
     lifecycle: tokio::sync::Mutex<()>,
     /// The opening that is under way.
@@ -117,8 +124,16 @@ impl Node {
     pub async fn start(settings: NodeSettings) -> Result<Arc<Self>, StartError> {
         init::undo_interrupted(&settings.dir)?;
         let identity = Identity::load(settings.dir.path())?;
-        let joining =
-            join::Joining::new(settings.non_voter).map_err(keystead_raft::replica::StartError::from)?;
+        let enrolment = match &identity {
+            None => Enrolment::load_complete(settings.dir.path(), &settings.node_id)?,
+            // What an enrolment held is in the identity now; its incarnation is never used again.
+            Some(_) => {
+                forget_enrolment(settings.dir.path());
+                None
+            }
+        };
+        let joining = join::Joining::new(settings.non_voter, enrolment.as_ref())
+            .map_err(keystead_raft::replica::StartError::from)?;
         let targets = settings.retry_join.clone();
         let node = Arc::new_cyclic(|me| Self {
             targets: RwLock::new(targets),
@@ -130,6 +145,7 @@ impl Node {
             progress: Mutex::default(),
             joining: Mutex::new(joining),
             challenges: join::Challenges::default(),
+            certificate_ends: RwLock::default(),
             lifecycle: tokio::sync::Mutex::default(),
             opening: Mutex::default(),
             latched: watch::channel(None).0,
@@ -165,6 +181,12 @@ impl Node {
     /// Why this node has stopped serving, if it has: damage, divergence, a failed disk.
     pub fn latch_reason(&self) -> Option<String> {
         self.latched.borrow().clone()
+    }
+
+    /// When the certificates of the cluster port end; `None` before this node belongs to a cluster, and under a
+    /// built-in CA, whose certificates have no end.
+    pub fn certificate_ends(&self) -> Option<CertificateEnds> {
+        *self.certificate_ends.read()
     }
 
     /// The node will stop: hands leadership over while requests are still answered, so that clients see no
@@ -210,6 +232,7 @@ impl Node {
             .cluster_listener
             .try_clone()
             .map_err(|source| StartError::Io { context: "cluster port".into(), source })?;
+        let certificate_ends = CertificateEnds::of(&identity);
         let config = ReplicaConfig {
             dir: self.settings.dir.clone(),
             identity,
@@ -223,6 +246,7 @@ impl Node {
         };
         let replica = Arc::new(Replica::start(config).await?);
         *self.replica.write() = Some(replica.clone());
+        *self.certificate_ends.write() = certificate_ends;
         Ok(replica)
     }
 
@@ -250,6 +274,14 @@ impl Node {
 
     fn data_dir(&self) -> PathBuf {
         self.settings.dir.path().to_path_buf()
+    }
+}
+
+/// Removes what a node was enrolled with, once it is in its identity.
+fn forget_enrolment(data_dir: &Path) {
+    if let Err(error) = Enrolment::remove(data_dir) {
+        let path = Enrolment::path(data_dir);
+        tracing::warn!(%error, path = %path.display(), "a used enrolment cannot be removed; the next start tries again");
     }
 }
 

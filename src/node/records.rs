@@ -13,7 +13,7 @@ const SEAL_CONFIG: &str = "seal-config";
 const KEYRING: &str = "keyring";
 const CLUSTER: &str = "cluster";
 const CLUSTER_FORMAT: u8 = 1;
-/// Type of the record that holds the cluster CA's private key.
+/// Type of the record that holds the cluster CA.
 const CLUSTER_CA: RecordType = RecordType(4);
 
 fn clear(name: &str) -> RecordKey {
@@ -40,7 +40,7 @@ pub fn directory_key() -> RecordKey {
     Directory::key()
 }
 
-/// Where the cluster CA's private key is: a sealed record.
+/// Where the cluster CA is: a sealed record.
 pub fn cluster_ca_key(barrier: &Barrier) -> Result<RecordKey, ApiError> {
     let path = barrier
         .seal_path(MountId::VAULT, &["core", "cluster-ca"])
@@ -48,7 +48,8 @@ pub fn cluster_ca_key(barrier: &Barrier) -> Result<RecordKey, ApiError> {
     RecordKey::parse(path).map_err(|e| ApiError::internal("path of the cluster CA", &e))
 }
 
-/// Seals the cluster CA: its certificate, then its private key, each with its length before it.
+/// Seals the cluster CA: the length of its certificate, the certificate, then its private key, which is empty for a
+/// CA of the operator's.
 pub fn seal_cluster_ca(barrier: &Barrier, key: &RecordKey, cert_der: &[u8], key_der: &[u8]) -> Vec<u8> {
     let mut plain = zeroize::Zeroizing::new(Vec::with_capacity(cert_der.len() + key_der.len() + 4));
     plain.extend_from_slice(&(cert_der.len() as u32).to_be_bytes());
@@ -57,12 +58,30 @@ pub fn seal_cluster_ca(barrier: &Barrier, key: &RecordKey, cert_der: &[u8], key_
     barrier.seal_value(CLUSTER_CA, key.as_bytes(), &plain)
 }
 
+/// Who signs the certificates of a cluster's nodes.
+pub enum ClusterAuthority {
+    /// The built-in CA: whoever leads signs.
+    BuiltIn(keystead_tls::ClusterCa),
+    /// A CA of the operator's, its certificate in DER. Its key is not here.
+    Own(Vec<u8>),
+}
+
+impl ClusterAuthority {
+    /// The CA's certificate in DER.
+    pub fn cert_der(&self) -> &[u8] {
+        match self {
+            Self::BuiltIn(ca) => ca.cert_der(),
+            Self::Own(cert_der) => cert_der,
+        }
+    }
+}
+
 /// Opens the cluster CA.
 pub fn open_cluster_ca(
     barrier: &Barrier,
     key: &RecordKey,
     sealed: &[u8],
-) -> Result<keystead_tls::ClusterCa, ApiError> {
+) -> Result<ClusterAuthority, ApiError> {
     let plain = barrier
         .open_value(CLUSTER_CA, key.as_bytes(), sealed)
         .map_err(|e| ApiError::internal("opening the cluster CA", &e))?;
@@ -73,7 +92,12 @@ pub fn open_cluster_ca(
         return Err(ApiError::internal("cluster CA record", &"short"));
     }
     let (cert, key) = rest.split_at(len);
-    keystead_tls::ClusterCa::from_parts(cert, key).map_err(|e| ApiError::internal("cluster CA", &e))
+    if key.is_empty() {
+        return Ok(ClusterAuthority::Own(cert.to_vec()));
+    }
+    keystead_tls::ClusterCa::from_parts(cert, key)
+        .map(ClusterAuthority::BuiltIn)
+        .map_err(|e| ApiError::internal("cluster CA", &e))
 }
 
 /// The bytes of the cluster record: `format[1] name`.

@@ -9,7 +9,8 @@ use std::{
 
 use keystead_tls::ApiTls;
 
-use crate::core::Core;
+use super::cluster_certificate::ClusterCertificate;
+use crate::{core::Core, node::Node};
 
 /// How often the files are looked at.
 const POLL: Duration = Duration::from_secs(3);
@@ -75,15 +76,18 @@ impl Certificates {
         warnings
     }
 
-    /// Checks until the future is dropped.
+    /// Checks these, and those of the cluster port, until the future is dropped.
     ///
     /// # Cancel safety
     /// Nothing is lost but the next check.
-    pub async fn watch(certificates: Arc<parking_lot::Mutex<Self>>, core: Arc<Core>) {
+    pub async fn watch(certificates: Arc<parking_lot::Mutex<Self>>, core: Arc<Core>, node: Arc<Node>) {
+        let mut cluster = ClusterCertificate::default();
         loop {
             let checked = Arc::clone(&certificates);
             let warnings = tokio::task::spawn_blocking(move || checked.lock().check(SystemTime::now())).await;
-            core.set_warnings(warnings.unwrap_or_default());
+            let mut warnings = warnings.unwrap_or_default();
+            warnings.extend(cluster.check(node.certificate_ends(), SystemTime::now()));
+            core.set_warnings(warnings);
             tokio::time::sleep(POLL).await;
         }
     }

@@ -1,8 +1,10 @@
 //! The server process: configuration to listeners, signals to shutdown.
 
 mod certificates;
+mod cluster_certificate;
 mod dev;
 pub mod diagnose;
+pub mod enrol;
 mod listeners;
 mod log_file;
 mod logging;

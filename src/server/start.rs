@@ -187,7 +187,9 @@ impl Server {
             serving.spawn(api::serve(socket, tls, self.core.clone(), rules, stop_rx.clone()));
         }
         let certificates = Arc::new(parking_lot::Mutex::new(Certificates::new(loaded)));
-        let watching = tokio::spawn(Certificates::watch(Arc::clone(&certificates), Arc::clone(&self.core)));
+        let watching =
+            Certificates::watch(Arc::clone(&certificates), Arc::clone(&self.core), self.node.clone());
+        let watching = tokio::spawn(watching);
         let reason = stop::wait(self.parent, || {
             say("==> Keystead reload triggered");
             certificates.lock().reload();
@@ -295,7 +297,7 @@ fn max_entry_size(raft: &RaftStorageConfig) -> Result<u64, Failure> {
 }
 
 /// The configured node id, or the one that was generated for this data directory.
-fn node_id(raft: &RaftStorageConfig, data_dir: &Path) -> Result<String, Failure> {
+pub(super) fn node_id(raft: &RaftStorageConfig, data_dir: &Path) -> Result<String, Failure> {
     if let Some(node_id) = &raft.node_id {
         return Ok(node_id.clone());
     }

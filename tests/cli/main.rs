@@ -63,6 +63,7 @@ macro_rules! transcripts {
 
 transcripts! {
     addresses
+    enrolment
     formats
     kv
     kv_misuse

@@ -209,10 +209,19 @@ async fn case_25_a_wrap_offered_as_challenge_is_not_opened_for_the_impostor() {
     for answer in &answers {
         let mut fields: Vec<&str> = answer.as_object().unwrap().keys().map(String::as_str).collect();
         fields.sort_unstable();
-        let known =
-            ["api_addr", "challenge", "cluster_addr", "csr", "incarnation", "mac", "non_voter", "server_id"];
+        let known = [
+            "api_addr",
+            "certificate",
+            "challenge",
+            "cluster_addr",
+            "csr",
+            "incarnation",
+            "mac",
+            "non_voter",
+            "server_id",
+        ];
         assert_eq!(fields, known);
-        for field in ["challenge", "csr", "mac"] {
+        for field in ["certificate", "challenge", "csr", "mac"] {
             let bytes = STANDARD.decode(answer[field].as_str().unwrap()).unwrap();
             assert!(
                 !bytes.windows(8).any(|piece| root.expose().windows(8).any(|secret| piece == secret)),

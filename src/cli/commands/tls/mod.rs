@@ -1,5 +1,7 @@
-//! `tls`: certificates for the API port, for those who have no PKI, and a look into those of others.
+//! `tls`: certificates for the API port, for those who have no PKI; for the cluster port, for those who have one; and
+//! a look into those of others.
 
+mod enrol;
 mod inspect;
 
 use std::fs;
@@ -19,8 +21,9 @@ pub const COMMANDS: &[Command] = &[
     Command {
         name: "tls",
         synopsis: "Makes and shows certificates",
-        about: "Makes certificates for the API port, for those who have no PKI, and shows what certificates say. The\n\
-                cluster port needs none.",
+        about: "Makes certificates for the API port, for those who have no PKI, and shows what certificates say.\n\n\
+                The cluster port needs none: a cluster has a CA of its own. With \"tls csr\" and \"tls install\" a CA of\n\
+                yours takes its place.",
         calls_api: false,
         ..Command::DEFAULT
     },
@@ -54,6 +57,50 @@ pub const COMMANDS: &[Command] = &[
         ],
         calls_api: false,
         run: Some(cert),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "tls csr",
+        synopsis: "Requests a node's certificate for the cluster port",
+        about: "Makes a certificate request for the cluster port of a node, to be signed by a CA of your own in place of\n\
+                the cluster's built-in one. The key is made once, in the data directory, and never leaves it.\n\n    \
+                $ {program} tls csr -config=node1.hcl -out=node1.csr\n    \
+                $ {program} tls sign -ca=ca.pem -ca-key=ca-key.pem -out=node1.pem node1.csr\n    \
+                $ {program} tls install -config=node1.hcl -ca=ca.pem node1.pem\n\n\
+                The first node's request draws the cluster's id; those of the others are made with -cluster-id. All\n\
+                nodes of a cluster have certificates by the same CA, from init on. On a member this makes the request\n\
+                for a new certificate to its old key. Run it as the user that the server runs as.",
+        flags: enrol::CSR_FLAGS,
+        calls_api: false,
+        prints_formats: true,
+        run: Some(enrol::csr),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "tls sign",
+        synopsis: "Signs a node's certificate for the cluster port",
+        arguments: "[options] CSR",
+        about: "Signs a request of \"tls csr\", on the machine that has the authority's key. Any other CA will do that\n\
+                copies from the request the URI among the subject alternative names (keystead://...), the key usage\n\
+                digitalSignature and the extended key usages serverAuth and clientAuth, and that signs nodes itself,\n\
+                not through another CA. Nothing is overwritten.",
+        flags: enrol::SIGN_FLAGS,
+        calls_api: false,
+        prints_formats: true,
+        run: Some(enrol::sign),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "tls install",
+        synopsis: "Installs a node's certificate for the cluster port",
+        arguments: "[options] CERT",
+        about: "Checks that a certificate fits this node's request and key, and that the CA signed it, and installs\n\
+                both: the node uses this certificate and trusts this CA on the cluster port. The server must not be\n\
+                running. Once a certificate runs out there are warnings; the cluster goes on.",
+        flags: enrol::INSTALL_FLAGS,
+        calls_api: false,
+        prints_formats: true,
+        run: Some(enrol::install),
         ..Command::DEFAULT
     },
     Command {
