@@ -282,3 +282,21 @@ async fn a_cluster_with_its_built_in_ca_takes_no_certificate_of_another() {
     cluster.unseal(&newcomer).await.unwrap();
     cluster.voters(4, SOON).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_rebuilt_member_is_signed_for_again_and_comes_back_in_its_place() {
+    let pki = Pki::new().await;
+    let (cluster, id) = Box::pin(ready_under(&pki)).await;
+    cluster.at(0).put("kept", &json!({ "n": 1 })).await.unwrap();
+    let node = cluster.at(2);
+    node.stop().await.unwrap();
+    let config = format!("-config={}", node.config_file().display());
+    let said = pki.run(&["operator", "raft", "rebuild", "-yes", &config]).await;
+    assert!(said.contains(&format!("tls csr -cluster-id={id}")), "{said}");
+    pki.enrol(node, Some(&id)).await;
+    node.start().await.unwrap();
+    wait::until("the place to be free", SOON, || cluster.unseal(node)).await.unwrap();
+    cluster.voters(3, SOON).await.unwrap();
+    node.health(&[200, 429], SOON).await.unwrap();
+    assert_eq!(node.get("kept").await.unwrap().unwrap()["n"], 1);
+}

@@ -36,6 +36,8 @@ pub struct Member {
     pub incarnation: u64,
     /// The cluster, as `status` shows it.
     pub cluster_id: String,
+    /// Whether a CA of the operator's signed its certificate.
+    pub own_ca: bool,
 }
 
 /// A peer, and how it stands to the cluster of this node.
@@ -102,6 +104,8 @@ impl Rebuild {
                 node_id: identity.node_id.clone(),
                 incarnation: identity.incarnation,
                 cluster_id: uuid_text(&identity.cluster_id),
+                own_ca: keystead_tls::own_ca::is_built_in(&identity.ca_cert_der)
+                    .is_ok_and(|built_in| !built_in),
             })),
             Err(IdentityError::Damaged { path, source }) => {
                 Err(format!("{} is damaged ({source})", path.display()))

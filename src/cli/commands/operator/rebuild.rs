@@ -131,9 +131,16 @@ fn what_next(rebuild: &Rebuild) -> String {
         }
         None => "joins under a new name (remove the old one: operator raft remove-peer)".to_owned(),
     };
+    let enrol = match rebuild.member() {
+        Ok(Some(member)) if member.own_ca => format!(
+            "   Before that, a CA of your own has to sign for it again: tls csr -cluster-id={}, tls install.\n",
+            member.cluster_id
+        ),
+        _ => String::new(),
+    };
     format!(
         "\nThis node is empty. What comes next:\n\
-         1. {join}\n\
+         1. {join}\n{enrol}\
          2. Enter the cluster's unseal shares on it (operator unseal): joining takes them.\n\
          3. It {place}\n   \
             and catches up by itself (operator raft list-peers)."
