@@ -232,7 +232,7 @@ impl Node {
             .cluster_listener
             .try_clone()
             .map_err(|source| StartError::Io { context: "cluster port".into(), source })?;
-        let certificate_ends = CertificateEnds::of(&identity);
+        let certificate_ends = CertificateEnds::of(&identity.cert_der, &identity.ca_cert_der);
         let config = ReplicaConfig {
             dir: self.settings.dir.clone(),
             identity,

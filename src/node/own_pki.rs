@@ -4,7 +4,7 @@
 //! the cluster CA holds a certificate and no key; a joining node brings its certificate with its answer instead of
 //! being given one. All nodes of a cluster are of one kind. The directory pins keys as ever.
 
-use keystead_raft::{Enrolment, Identity, OwnCertificate};
+use keystead_raft::{Enrolment, OwnCertificate};
 use keystead_tls::{ClusterId, PeerName, own_ca};
 
 use super::{records::ClusterAuthority, shares::uuid_text};
@@ -114,13 +114,13 @@ pub struct CertificateEnds {
 }
 
 impl CertificateEnds {
-    /// Those of an identity; `None` under a built-in CA, whose certificates have no end.
-    pub fn of(identity: &Identity) -> Option<Self> {
-        if own_ca::is_built_in(&identity.ca_cert_der).ok()? {
+    /// Those of two certificates in DER; `None` under a built-in CA, whose certificates have no end.
+    pub fn of(cert_der: &[u8], ca_cert_der: &[u8]) -> Option<Self> {
+        if own_ca::is_built_in(ca_cert_der).ok()? {
             return None;
         }
         let end = |der: &[u8]| own_ca::not_after_s(der).ok();
-        Some(Self { certificate_s: end(&identity.cert_der)?, ca_s: end(&identity.ca_cert_der)? })
+        Some(Self { certificate_s: end(cert_der)?, ca_s: end(ca_cert_der)? })
     }
 }
 

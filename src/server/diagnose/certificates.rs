@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use keystead_tls::ApiTls;
 
-use super::{Check, tcp_listeners};
+use super::{Check, cluster_certificate, tcp_listeners};
 use crate::cli::certificate::Certificate;
 use crate::cli::time::Timestamp;
 use crate::client::Address;
@@ -38,6 +38,7 @@ pub(super) fn check(config: &ServerConfig) -> Check {
         let files = raft.retry_join.iter().filter_map(|stanza| stanza.leader_ca_cert_file.as_deref());
         // One CA for all stanzas is the rule.
         checks.extend(files.collect::<BTreeSet<_>>().into_iter().map(trusted));
+        checks.extend(cluster_certificate::check(raft));
     }
     Check::group("Check Certificates", checks)
 }

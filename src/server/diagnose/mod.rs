@@ -4,6 +4,7 @@
 
 mod certificates;
 mod clock;
+mod cluster_certificate;
 mod files;
 mod limits;
 mod ports;
