@@ -31,6 +31,7 @@ use std::ffi::OsString;
 
 pub use commands::server::ServerArgs;
 
+use crate::seal;
 use api_error::ApiError;
 use environment::Environment;
 use flags::{Flag, Kind, Parsed};
@@ -40,6 +41,10 @@ use ui::Ui;
 
 /// Runs one command line, program name first, and gives the exit code.
 pub fn main(args: Vec<OsString>) -> i32 {
+    // A role of this program and no command: whoever starts it by hand has no socket to offer.
+    if args.len() == 2 && args[1] == seal::HELPER_ROLE {
+        return seal::serve_helper();
+    }
     let environment = Environment::of_process();
     let mut ui = Ui::of_process(&environment);
     let mut texts = Vec::with_capacity(args.len());

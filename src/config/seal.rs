@@ -142,8 +142,8 @@ fn read_pin_file(path: &Path) -> Result<SecretString, String> {
     Ok(SecretString::new(text.to_owned()))
 }
 
-/// How a token wraps a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How a token wraps a key. Its place in this list is its number on the disk: a new one goes to the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub enum WrapMechanism {
     /// `CKM_AES_GCM`.
     AesGcm,
@@ -189,8 +189,8 @@ impl WrapMechanism {
 const WRITE_MECHANISM: &str = "write \"CKM_AES_GCM\", \"CKM_AES_KEY_WRAP_PAD\" or \"CKM_RSA_PKCS_OAEP\", or leave \
                                it out for the best that the token offers";
 
-/// The hash inside OAEP, and of its mask.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The hash inside OAEP, and of its mask. Its place in this list is its number on the disk: a new one goes to the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub enum OaepHash {
     /// SHA-1, which is all that some tokens have, and which does no harm in this place.
     Sha1,

@@ -75,4 +75,10 @@ pub trait AutoSeal: Send + Sync + 'static {
 
     /// Looks at the seal without using its key.
     fn report(&self) -> BoxFuture<'_, Result<SealReport, SealFault>>;
+
+    /// Makes what the seal needs and lacks, such as its key, if it is configured to. Called by nobody but the node that
+    /// initialises a vault, before the first [`AutoSeal::encrypt`]: several that made a key would make several keys.
+    fn prepare(&self) -> BoxFuture<'_, Result<(), SealFault>> {
+        Box::pin(async { Ok(()) })
+    }
 }

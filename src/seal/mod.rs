@@ -11,18 +11,22 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))] // in a test, a panic is the report
 
 mod auto;
+mod build;
 mod config;
 #[cfg(test)]
 mod fuzz_tests;
 mod gf256;
 mod init;
+mod pkcs11;
 mod shamir;
 mod share;
 mod wrap;
 
 pub use auto::{AutoSeal, MAX_BLOB_LEN, SealFault, SealReport, SealedKek};
+pub use build::build;
 pub use config::{OpenError, SealConfig, SealConfigError, SealEntry, SealKind, ShareRejection, Verifier};
 pub use init::{InitError, InitOutput, InitParams, SHAMIR_SEAL, init, reseal};
+pub use pkcs11::{HELPER_ROLE, KeyFacts, Pkcs11Seal, TokenFacts, own_program, serve_helper};
 pub use shamir::{CombineError, SharePoint, SplitError, combine, split};
 pub use share::{Share, ShareOrigin, ShareTextError, vault_tag};
 pub use wrap::{Wrap, WrapError};

@@ -1,0 +1,371 @@
+//! The PKCS#11 seal on real SoftHSM tokens: what it wraps, and every way in which a token or its module fails.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // a panic is the report, and what is skipped is said
+
+mod stage;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use keystead::config::{OaepHash, PinSource, WrapMechanism};
+use keystead::seal::{AutoSeal, SealFault, SealedKek};
+use keystead::secret::{Kek, SecretString};
+use stage::Stage;
+
+const ALL: [WrapMechanism; 3] =
+    [WrapMechanism::AesGcm, WrapMechanism::AesKeyWrapPad, WrapMechanism::RsaPkcsOaep];
+
+fn pin(text: &str) -> PinSource {
+    PinSource::Text(SecretString::new(text.to_owned()))
+}
+
+async fn wrapped(seal: &dyn AutoSeal, kek: &Kek) -> SealedKek {
+    seal.prepare().await.unwrap();
+    seal.encrypt(kek, b"aad").await.unwrap()
+}
+
+async fn opens(seal: &dyn AutoSeal, sealed: &SealedKek, kek: &Kek) -> bool {
+    seal.decrypt(sealed, b"aad").await.is_ok_and(|opened| opened.ct_eq(kek))
+}
+
+async fn fault(seal: &dyn AutoSeal, sealed: &SealedKek) -> SealFault {
+    seal.decrypt(sealed, b"aad").await.expect_err("it opened")
+}
+
+fn unavailable(fault: &SealFault) -> &str {
+    let SealFault::Unavailable(text) = fault else { panic!("not unavailable: {fault:?}") };
+    text
+}
+
+fn needs_operator(fault: &SealFault) -> &str {
+    let SealFault::NeedsOperator(text) = fault else { panic!("needs no operator: {fault:?}") };
+    text
+}
+
+fn not_ours(fault: &SealFault) -> &str {
+    let SealFault::NotOurs(text) = fault else { panic!("ours: {fault:?}") };
+    text
+}
+
+#[tokio::test]
+async fn every_mechanism_opens_what_it_wrapped_after_a_restart_and_nothing_that_was_altered() {
+    let Some(stage) = Stage::new() else { return };
+    for mechanism in ALL {
+        let kek = Kek::random();
+        let seal = stage.seal_by(mechanism);
+        // Each its own keys: AES keys of one label would serve two mechanisms.
+        let seal = match mechanism {
+            WrapMechanism::AesKeyWrapPad => stage.seal(|config| {
+                config.mechanism = Some(mechanism);
+                config.key_label = "kwp".to_owned();
+            }),
+            _ => seal,
+        };
+        let sealed = wrapped(&seal, &kek).await;
+        let report = seal.report().await.unwrap();
+        assert_eq!(report.key_id, sealed.key_id);
+        assert!(report.description.contains(mechanism.name()), "{}", report.description);
+        drop(seal);
+        let label = if mechanism == WrapMechanism::AesKeyWrapPad { "kwp" } else { "keystead" };
+        let restarted = stage.seal(|config| {
+            config.mechanism = Some(mechanism);
+            config.key_label = label.to_owned();
+        });
+        assert!(opens(&restarted, &sealed, &kek).await, "{mechanism:?}");
+        let other = restarted.decrypt(&sealed, b"other").await.expect_err("other fields");
+        not_ours(&other);
+        for at in [0, sealed.blob.len() / 2, sealed.blob.len() - 1] {
+            let mut altered = sealed.clone();
+            altered.blob[at] ^= 1;
+            not_ours(&fault(&restarted, &altered).await);
+        }
+        assert!(opens(&restarted, &sealed, &kek).await, "{mechanism:?} after altered ones");
+    }
+}
+
+#[tokio::test]
+async fn a_wrap_made_with_the_public_key_alone_is_refused() {
+    let Some(stage) = Stage::new() else { return };
+    let seal = stage.seal_by(WrapMechanism::RsaPkcsOaep);
+    let kek = Kek::random();
+    let sealed = wrapped(&seal, &kek).await;
+    // The ciphertext is as good as it can be; only the token could have made the last 32 bytes.
+    let mut forged = sealed.clone();
+    let at = forged.blob.len() - 32;
+    forged.blob[at..].fill(0);
+    let text = fault(&seal, &forged).await;
+    assert!(not_ours(&text).contains("MAC"), "{text}");
+    // A key without one beside it is refused, not used.
+    let without = stage.seal(|config| {
+        config.mechanism = Some(WrapMechanism::RsaPkcsOaep);
+        config.hmac_key_label = Some("none".to_owned());
+    });
+    let refused = without.encrypt(&kek, b"aad").await.expect_err("no MAC key");
+    assert!(needs_operator(&refused).contains("hmac_key_label"), "{refused}");
+    let strict = stage.seal(|config| {
+        config.mechanism = Some(WrapMechanism::RsaPkcsOaep);
+        config.oaep_hash = Some(OaepHash::Sha256);
+    });
+    let refused = strict.encrypt(&kek, b"aad").await.expect_err("SoftHSM knows SHA-1 only");
+    assert!(needs_operator(&refused).contains("rsa_oaep_hash"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_wrong_pin_is_tried_once_however_often_the_node_restarts() {
+    let Some(stage) = Stage::new().map(Stage::forwarded) else { return };
+    for start in 0..5 {
+        let seal = stage.seal(|config| config.pin = pin("9999"));
+        let refused = seal.report().await.expect_err("a wrong PIN");
+        assert!(needs_operator(&refused).contains("refused-pin-hsm"), "{refused}");
+        assert!(!refused.to_string().contains("9999"), "{refused}");
+        assert_eq!(stage.logins(), 1, "start {start}");
+        seal.report().await.expect_err("still");
+        assert_eq!(stage.logins(), 1, "start {start}");
+    }
+    // A changed PIN is tried, and takes the record away.
+    stage.seal(|_| ()).prepare().await.unwrap();
+    assert_eq!(stage.logins(), 2);
+    assert!(!stage.path("data/refused-pin-hsm").exists());
+    let seal = stage.seal(|config| config.pin = pin("9999"));
+    seal.report().await.expect_err("a wrong PIN");
+    seal.forget_refused_pin().unwrap();
+    seal.report().await.expect_err("a wrong PIN");
+    assert_eq!(stage.logins(), 4, "tried again when somebody wants it");
+}
+
+#[tokio::test]
+async fn no_login_is_tried_on_a_token_that_is_locked_or_about_to_be() {
+    let Some(stage) = Stage::new().map(Stage::forwarded) else { return };
+    for (flags, phrase) in [("0x40000", "is locked"), ("0x20000", "one more wrong PIN locks")] {
+        stage.order(&format!("C_GetTokenInfo flags {flags}\n"));
+        let refused = stage.seal(|_| ()).report().await.expect_err("flags");
+        assert!(needs_operator(&refused).contains(phrase), "{refused}");
+    }
+    assert_eq!(stage.logins(), 0);
+    stage.order("C_Login err 0xA4\n");
+    let refused = stage.seal(|_| ()).report().await.expect_err("locked");
+    assert!(needs_operator(&refused).contains("locked"), "{refused}");
+    stage.order("");
+    let again = stage.seal(|_| ()).report().await.expect_err("the PIN is not tried again");
+    assert!(needs_operator(&again).contains("not tried again"), "{again}");
+    assert_eq!(stage.logins(), 1);
+}
+
+#[tokio::test]
+async fn a_module_that_is_none_and_a_token_that_is_not_there_are_told_apart() {
+    let Some(stage) = Stage::new() else { return };
+    let missing = stage.seal(|config| config.lib = "/nonexistent/module.so".into());
+    let error = missing.report().await.expect_err("no module");
+    assert!(needs_operator(&error).contains("/nonexistent/module.so"), "{error}");
+    let wrong = stage.seal(|config| config.lib = libz());
+    let error = wrong.report().await.expect_err("no PKCS#11 module");
+    assert!(needs_operator(&error).contains("no PKCS#11 module"), "{error}");
+    let elsewhere = stage.seal(|config| config.token_label = Some("zone-b".to_owned()));
+    let error = elsewhere.report().await.expect_err("no token");
+    assert!(unavailable(&error).contains("zone-b") && unavailable(&error).contains("zone-a"), "{error}");
+    let serial = stage.token("zone-a");
+    let error = stage.seal(|_| ()).report().await.expect_err("two tokens");
+    assert!(needs_operator(&error).contains(&serial), "{error}");
+    let named = stage.seal(|config| config.serial = Some(serial));
+    named.prepare().await.unwrap();
+    named.report().await.unwrap();
+}
+
+/// A library of the system that is no PKCS#11 module.
+fn libz() -> std::path::PathBuf {
+    let places = ["/lib/x86_64-linux-gnu/libm.so.6", "/lib/aarch64-linux-gnu/libm.so.6", "/lib64/libm.so.6"];
+    places.into_iter().find(|path| fs::exists(path).unwrap()).expect("a C library").into()
+}
+
+#[tokio::test]
+async fn a_token_that_is_gone_and_back_opens_without_a_restart_of_the_node() {
+    let Some(stage) = Stage::new() else { return };
+    let seal = stage.seal(|_| ());
+    let kek = Kek::random();
+    let sealed = wrapped(&seal, &kek).await;
+    fs::rename(stage.path("tokens"), stage.path("away")).unwrap();
+    fs::create_dir(stage.path("tokens")).unwrap();
+    unavailable(&fault(&seal, &sealed).await);
+    // At start, too.
+    unavailable(&fault(&stage.seal(|_| ()), &sealed).await);
+    fs::remove_dir(stage.path("tokens")).unwrap();
+    fs::rename(stage.path("away"), stage.path("tokens")).unwrap();
+    assert!(opens(&seal, &sealed, &kek).await);
+}
+
+#[tokio::test]
+async fn one_of_two_tokens_is_gone_and_the_other_serves() {
+    let Some(stage) = Stage::new() else { return };
+    let first = stage.token_directories().remove(0);
+    let serial = stage.token("zone-b");
+    let seal = stage.seal(|config| config.token_label = Some("zone-b".to_owned()));
+    let kek = Kek::random();
+    let sealed = wrapped(&seal, &kek).await;
+    fs::rename(&first, stage.path("away")).unwrap();
+    assert!(opens(&seal, &sealed, &kek).await);
+    let restarted = stage.seal(|config| {
+        config.token_label = None;
+        config.serial = Some(serial);
+    });
+    assert!(opens(&restarted, &sealed, &kek).await);
+    let lost = stage.seal(|_| ()).report().await.expect_err("it is gone");
+    unavailable(&lost);
+}
+
+#[tokio::test]
+async fn a_deleted_key_and_a_wrap_of_another_token_are_told_apart() {
+    let Some(stage) = Stage::new() else { return };
+    let seal = stage.seal(|_| ());
+    let kek = Kek::random();
+    let sealed = wrapped(&seal, &kek).await;
+    let serial = stage.token("zone-b");
+    let other = stage.seal(|config| {
+        config.token_label = None;
+        config.serial = Some(serial);
+    });
+    wrapped(&other, &kek).await;
+    let text = fault(&other, &sealed).await;
+    assert!(not_ours(&text).contains("another token"), "{text}");
+    drop(seal);
+    for directory in stage.token_directories() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            let is_object = path.extension().is_some_and(|extension| extension == "object");
+            if is_object && path.file_name().unwrap() != "token.object" {
+                fs::remove_file(path).unwrap();
+            }
+        }
+    }
+    let text = fault(&stage.seal(|_| ()), &sealed).await;
+    assert!(needs_operator(&text).contains("keystead hsm init"), "{text}");
+}
+
+#[tokio::test]
+async fn keys_are_made_once_rotated_by_label_and_never_guessed_among_duplicates() {
+    let Some(stage) = Stage::new() else { return };
+    let lacking = stage.seal(|config| config.generate_key = false);
+    lacking.prepare().await.unwrap();
+    needs_operator(&lacking.report().await.expect_err("no key"));
+    let seal = stage.seal(|_| ());
+    let kek = Kek::random();
+    let old = wrapped(&seal, &kek).await;
+    seal.prepare().await.unwrap();
+    assert_eq!(seal.report().await.unwrap().key_id, old.key_id, "made once");
+    seal.generate(true).await.unwrap();
+    let new = seal.encrypt(&kek, b"aad").await.unwrap();
+    assert_ne!(new.key_id, old.key_id);
+    assert!(opens(&seal, &old, &kek).await && opens(&seal, &new, &kek).await);
+    let (_, facts) = seal.facts().await.unwrap();
+    assert_eq!((facts.keys_of_label, facts.never_left), (2, true));
+    // Somebody else's tool made two keys that nothing tells apart.
+    let twice = stage.seal(|config| {
+        config.key_label = "twice".to_owned();
+        config.key_id = Some(vec![7]);
+    });
+    twice.prepare().await.unwrap();
+    let directory = stage.token_directories().remove(0);
+    let newest = fs::read_dir(&directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "object"))
+        .max_by_key(|path| fs::metadata(path).unwrap().modified().unwrap())
+        .unwrap();
+    let copy = directory.join("00000000-0000-0000-0000-000000000001");
+    fs::copy(&newest, copy.with_extension("object")).unwrap();
+    fs::copy(newest.with_extension("lock"), copy.with_extension("lock")).unwrap();
+    let again = stage.seal(|config| {
+        config.key_label = "twice".to_owned();
+        config.key_id = Some(vec![7]);
+    });
+    let error = again.encrypt(&kek, b"aad").await.expect_err("duplicates");
+    assert!(needs_operator(&error).contains("delete all but one"), "{error}");
+}
+
+#[tokio::test]
+async fn a_hung_module_costs_its_deadline_and_a_new_process_and_nothing_else() {
+    let Some(stage) = Stage::new().map(Stage::forwarded) else { return };
+    let timeout = Duration::from_secs(1);
+    let seal = stage.seal(|config| config.timeout = timeout);
+    let kek = Kek::random();
+    let sealed = wrapped(&seal, &kek).await;
+    for order in ["C_Decrypt hang\n", "C_Decrypt hanglock\n", "C_Initialize hang\n", "C_Login hanglock\n"] {
+        stage.order(order);
+        // A process that has logged in does so no more.
+        let fresh = stage.seal(|config| config.timeout = timeout);
+        let began = Instant::now();
+        let text = fault(&fresh, &sealed).await;
+        assert!(unavailable(&text).contains("did not answer within 1s"), "{order}: {text}");
+        assert!(began.elapsed() < timeout * 3, "{order}: {:?}", began.elapsed());
+        stage.order("");
+        assert!(opens(&fresh, &sealed, &kek).await, "after {order}");
+    }
+    assert!(opens(&seal, &sealed, &kek).await);
+}
+
+#[tokio::test]
+async fn a_slow_token_is_waited_for_and_calls_queue_up() {
+    let Some(stage) = Stage::new().map(Stage::forwarded) else { return };
+    let seal = stage.seal(|_| ());
+    let kek = Kek::random();
+    let sealed = wrapped(&seal, &kek).await;
+    stage.order("C_Decrypt delay 400\n");
+    let began = Instant::now();
+    let (one, two) = tokio::join!(opens(&seal, &sealed, &kek), opens(&seal, &sealed, &kek));
+    assert!(one && two);
+    assert!(began.elapsed() >= Duration::from_millis(800), "one at a time: {:?}", began.elapsed());
+    // A call that is dropped half-way leaves the next one alone.
+    let dropped = tokio::time::timeout(Duration::from_millis(100), opens(&seal, &sealed, &kek)).await;
+    assert!(dropped.is_err());
+    stage.order("");
+    assert!(opens(&seal, &sealed, &kek).await);
+}
+
+#[tokio::test]
+async fn a_crash_and_a_lost_session_cost_a_new_process() {
+    let Some(stage) = Stage::new().map(Stage::forwarded) else { return };
+    let seal = stage.seal(|_| ());
+    let kek = Kek::random();
+    let sealed = wrapped(&seal, &kek).await;
+    stage.order("C_Decrypt crash\n");
+    let text = fault(&seal, &sealed).await;
+    assert!(unavailable(&text).contains("signal 11"), "{text}");
+    stage.order("");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !opens(&seal, &sealed, &kek).await {
+        assert!(Instant::now() < deadline, "it does not come back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // CKR_DEVICE_ERROR, _DEVICE_REMOVED, _SESSION_HANDLE_INVALID, _SESSION_COUNT, _OBJECT_HANDLE_INVALID.
+    for code in ["0x30", "0x32", "0xB3", "0xB1", "0x82"] {
+        stage.order(&format!("C_DecryptInit err {code}\nC_OpenSession err {code}\n"));
+        unavailable(&fault(&seal, &sealed).await);
+        stage.order("");
+        assert!(opens(&seal, &sealed, &kek).await, "after {code}");
+    }
+}
+
+#[tokio::test]
+async fn random_bytes_come_from_the_token() {
+    let Some(stage) = Stage::new() else { return };
+    let seal = stage.seal(|_| ());
+    let one = seal.random(32).await.unwrap().expect("SoftHSM has a generator");
+    let two = seal.random(32).await.unwrap().expect("SoftHSM has a generator");
+    assert_eq!((one.len(), two.len()), (32, 32));
+    assert_ne!(*one, *two);
+}
+
+#[tokio::test]
+async fn the_first_answer_comes_soon() {
+    let Some(stage) = Stage::new() else { return };
+    let kek = Kek::random();
+    let sealed = wrapped(&stage.seal(|_| ()), &kek).await;
+    let mut times = Vec::new();
+    for _ in 0..10 {
+        let began = Instant::now();
+        assert!(opens(&stage.seal(|_| ()), &sealed, &kek).await);
+        times.push(began.elapsed());
+    }
+    times.sort();
+    println!("start to first answer: median {:?}, longest {:?}", times[5], times[9]);
+    assert!(times[5] < Duration::from_millis(500), "{times:?}");
+}

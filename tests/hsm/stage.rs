@@ -1,0 +1,173 @@
+//! SoftHSM tokens in a directory of their own, and the module that stands in front of them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use keystead::config::{PinSource, Pkcs11Config, WrapMechanism};
+use keystead::seal::Pkcs11Seal;
+use keystead::secret::SecretString;
+use tempfile::TempDir;
+
+/// The binary under test, which is its own helper.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_keystead");
+
+pub const PIN: &str = "1234";
+const SO_PIN: &str = "87654321";
+
+/// Where Debian and others put SoftHSM's module.
+const MODULES: [&str; 3] = [
+    "/usr/lib/softhsm/libsofthsm2.so",
+    "/usr/lib64/pkcs11/libsofthsm2.so",
+    "/usr/lib64/softhsm/libsofthsm2.so",
+];
+
+pub fn softhsm() -> Option<&'static str> {
+    MODULES.into_iter().find(|path| Path::new(path).exists())
+}
+
+/// Tokens, their module's configuration, and a program that is a helper under that configuration.
+pub struct Stage {
+    pub directory: TempDir,
+    pub module: PathBuf,
+}
+
+impl Stage {
+    /// One token "zone-a"; `None`, with a word on it, where there is no SoftHSM.
+    pub fn new() -> Option<Stage> {
+        let Some(softhsm) = softhsm() else {
+            println!("SKIPPED: SoftHSM is not installed (Debian: apt-get install softhsm2)");
+            return None;
+        };
+        let stage = Stage { directory: tempfile::tempdir().unwrap(), module: PathBuf::from(softhsm) };
+        fs::create_dir(stage.path("tokens")).unwrap();
+        let conf = format!(
+            "directories.tokendir = {}\nobjectstore.backend = file\n",
+            stage.path("tokens").display()
+        );
+        fs::write(stage.path("softhsm2.conf"), conf).unwrap();
+        fs::create_dir(stage.path("data")).unwrap();
+        let script = format!("#!/bin/sh\n{}exec {BINARY} \"$@\"\n", stage.exports(softhsm));
+        fs::write(stage.path("helper"), script).unwrap();
+        fs::set_permissions(stage.path("helper"), fs::Permissions::from_mode(0o755)).unwrap();
+        stage.token("zone-a");
+        Some(stage)
+    }
+
+    fn variables(&self, softhsm: &str) -> [(&'static str, String); 4] {
+        let path = |name: &str| self.path(name).display().to_string();
+        [
+            ("SOFTHSM2_CONF", path("softhsm2.conf")),
+            ("FORWARD_MODULE", softhsm.to_owned()),
+            ("FORWARD_CONTROL", path("control")),
+            ("FORWARD_LOG", path("log")),
+        ]
+    }
+
+    fn exports(&self, softhsm: &str) -> String {
+        self.variables(softhsm).map(|(name, value)| format!("export {name}={value}\n")).concat()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Puts the forwarding module in front.
+    pub fn forwarded(mut self) -> Stage {
+        self.module = forward();
+        self
+    }
+
+    /// What the forwarding module is to do from now on.
+    pub fn order(&self, lines: &str) {
+        fs::write(self.path("control.new"), lines).unwrap();
+        fs::rename(self.path("control.new"), self.path("control")).unwrap();
+    }
+
+    /// How often somebody logged in through the forwarding module.
+    pub fn logins(&self) -> usize {
+        fs::read_to_string(self.path("log")).map_or(0, |log| log.lines().count())
+    }
+
+    /// Makes another token; its serial number.
+    pub fn token(&self, label: &str) -> String {
+        let before = self.token_directories();
+        let made = self.run(Command::new("softhsm2-util").args([
+            "--init-token",
+            "--free",
+            "--label",
+            label,
+            "--pin",
+            PIN,
+            "--so-pin",
+            SO_PIN,
+        ]));
+        assert!(made.status.success(), "{made:?}");
+        let mut new = self.token_directories();
+        new.retain(|directory| !before.contains(directory));
+        let name = new[0].file_name().unwrap().to_string_lossy().replace('-', "");
+        name[name.len() - 16..].to_owned()
+    }
+
+    pub fn token_directories(&self) -> Vec<PathBuf> {
+        fs::read_dir(self.path("tokens")).unwrap().map(|entry| entry.unwrap().path()).collect()
+    }
+
+    /// Runs a program under the configuration.
+    pub fn run(&self, command: &mut Command) -> Output {
+        command.envs(self.variables(softhsm().unwrap())).output().unwrap()
+    }
+
+    pub fn config(&self) -> Pkcs11Config {
+        Pkcs11Config {
+            lib: self.module.clone(),
+            slot: None,
+            token_label: Some("zone-a".to_owned()),
+            serial: None,
+            pin: PinSource::Text(SecretString::new(PIN.to_owned())),
+            key_label: "keystead".to_owned(),
+            key_id: None,
+            mechanism: None,
+            oaep_hash: None,
+            generate_key: true,
+            force_rw_session: false,
+            hmac_key_label: None,
+            hmac_key_id: None,
+            timeout: Duration::from_secs(5),
+        }
+    }
+
+    /// A seal as a node has it after a start, changed by `change`.
+    pub fn seal(&self, change: impl FnOnce(&mut Pkcs11Config)) -> Pkcs11Seal {
+        let mut config = self.config();
+        change(&mut config);
+        Pkcs11Seal::new("hsm", config, Some(&self.path("data")), self.path("helper"))
+    }
+
+    pub fn seal_by(&self, mechanism: WrapMechanism) -> Pkcs11Seal {
+        self.seal(|config| config.mechanism = Some(mechanism))
+    }
+}
+
+/// The forwarding module, built once by the C compiler that the linker of this very program is.
+fn forward() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let build = || {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hsm/forward.c");
+        let place = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+        let module = place.join(format!("forward-{}.so", std::process::id()));
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-Wall", "-o"])
+            .arg(&module)
+            .arg(source)
+            .args(["-ldl", "-lpthread"])
+            .output()
+            .unwrap();
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        module
+    };
+    BUILT.get_or_init(build).clone()
+}
