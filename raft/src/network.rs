@@ -1,6 +1,13 @@
 //! The consensus library's network over the connection pool.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
@@ -44,6 +51,30 @@ pub struct Factory {
     pub pool: Arc<Pool>,
     /// How long an append may stay unanswered: twice the greatest election timeout.
     pub append_timeout: Duration,
+    /// Takes note of what the peers are told.
+    pub told: Arc<Told>,
+}
+
+/// The highest index of which this node has told a peer, as leader, that it is committed.
+///
+/// A peer may have applied that far before this node has, and answered a read from it. So whoever reads here afterwards
+/// waits until that index is applied here.
+#[derive(Debug, Default)]
+pub struct Told(AtomicU64);
+
+impl Told {
+    /// The index; 0 when nobody was told anything.
+    pub fn index(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Encodes an append, which is the only way in which a peer learns what is committed.
+    fn encode(&self, request: &AppendEntriesRequest<TypeConfig>) -> Bytes {
+        if let Some(committed) = &request.leader_commit {
+            self.0.fetch_max(committed.index, Ordering::AcqRel);
+        }
+        wire::encode_append(request)
+    }
 }
 
 impl RaftNetworkFactory<TypeConfig> for Factory {
@@ -60,7 +91,8 @@ impl RaftNetworkFactory<TypeConfig> for Factory {
 
 impl Factory {
     fn client(&self, target: u64, heartbeat: bool) -> Network {
-        Network { pool: self.pool.clone(), target, heartbeat, append_timeout: self.append_timeout }
+        let (pool, told) = (self.pool.clone(), self.told.clone());
+        Network { pool, target, heartbeat, append_timeout: self.append_timeout, told }
     }
 }
 
@@ -70,6 +102,7 @@ pub struct Network {
     target: u64,
     heartbeat: bool,
     append_timeout: Duration,
+    told: Arc<Told>,
 }
 
 fn unreachable(error: impl ToString) -> RpcError {
@@ -97,7 +130,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
-        let answer = self.control(Method::Heartbeat, wire::encode_append(&request), &option).await?;
+        let answer = self.control(Method::Heartbeat, self.told.encode(&request), &option).await?;
         Ok(wire::decode_append_result(answer).map_err(network)?.into())
     }
 
@@ -111,13 +144,15 @@ impl RaftNetworkV2<TypeConfig> for Network {
     {
         // Nothing here may fail before the input has been polled: the library backs off only while it is.
         let stream: BoxStream<'s, AppendResult> = if self.heartbeat {
-            Box::pin(heartbeats(self.pool.clone(), self.target, input, option.soft_ttl()))
+            let (pool, told) = (self.pool.clone(), self.told.clone());
+            Box::pin(heartbeats(pool, told, self.target, input, option.soft_ttl()))
         } else {
             let start = Appends::Start {
                 input: Box::pin(input),
                 pool: self.pool.clone(),
                 target: self.target,
                 timeout: self.append_timeout,
+                told: self.told.clone(),
             };
             Box::pin(futures_util::stream::unfold(start, Appends::next))
         };
@@ -194,14 +229,20 @@ async fn send_snapshot(
     Ok(SnapshotResponse::new(wire::decode_vote(answer).map_err(network)?))
 }
 
-fn heartbeats<S>(pool: Arc<Pool>, target: u64, input: S, ttl: Duration) -> impl Stream<Item = AppendResult>
+fn heartbeats<S>(
+    pool: Arc<Pool>,
+    told: Arc<Told>,
+    target: u64,
+    input: S,
+    ttl: Duration,
+) -> impl Stream<Item = AppendResult>
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
 {
     input.then(move |request| {
         let pool = pool.clone();
+        let body = told.encode(&request);
         async move {
-            let body = wire::encode_append(&request);
             let answer = pool
                 .call(target, Channel::Control, Method::Heartbeat, &body, ttl)
                 .await
@@ -214,7 +255,7 @@ where
 /// One pipelined stream of appends to one peer.
 enum Appends<S> {
     /// Nothing has been polled yet.
-    Start { input: std::pin::Pin<Box<S>>, pool: Arc<Pool>, target: u64, timeout: Duration },
+    Start { input: std::pin::Pin<Box<S>>, pool: Arc<Pool>, target: u64, timeout: Duration, told: Arc<Told> },
     /// Requests go out on a task of their own while answers come in here.
     Running(Running),
     /// An error or the end has been reported.
@@ -248,9 +289,9 @@ where
         let mut running = match self {
             Self::Over => return None,
             Self::Running(running) => running,
-            Self::Start { mut input, pool, target, timeout } => {
+            Self::Start { mut input, pool, target, timeout, told } => {
                 let first = input.next().await?;
-                match start(input, first, &pool, target, timeout).await {
+                match start(input, first, &pool, target, timeout, told).await {
                     Ok(running) => running,
                     Err(error) => return Some((Err(error), Self::Over)),
                 }
@@ -279,6 +320,7 @@ async fn start<S>(
     pool: &Arc<Pool>,
     target: u64,
     timeout: Duration,
+    told: Arc<Told>,
 ) -> Result<Running, RpcError>
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static,
@@ -291,7 +333,7 @@ where
         let _conn = conn;
         let mut next = Some(first);
         while let Some(request) = next {
-            if sent_tx.send(Instant::now()).is_err() || !stream.send(wire::encode_append(&request)).await {
+            if sent_tx.send(Instant::now()).is_err() || !stream.send(told.encode(&request)).await {
                 return;
             }
             next = input.next().await;

@@ -45,6 +45,8 @@ type Responder = ProgressResponder<TypeConfig, WriteResult>;
 
 /// Bursts that may be on their way before the next one waits; see [`run`].
 const BURSTS: usize = 2;
+/// A burst of more proposals counts as two: what comes meanwhile becomes one as large.
+const SMALL_BURST: usize = 16;
 /// A burst of so many proposals waits for no other.
 const FULL_BURST: usize = 128;
 /// How long a burst waits for those before it. The disk or a peer is slow then, and what is on its way fills the
@@ -169,7 +171,7 @@ impl Proposer {
     }
 }
 
-/// Takes proposals in bursts. What comes while two bursts are on their way waits for one of them to end: it
+/// Takes proposals in bursts. What comes while two bursts are on their way, or a large one, waits for one to end: it
 /// becomes one group in the log of every node, one sync and one message, where it would have become many
 /// (Nagle's rule, RFC 896). A lone proposal never waits.
 async fn run(stamp: Stamp, mut jobs: mpsc::Receiver<Job>) {
@@ -186,7 +188,14 @@ async fn run(stamp: Stamp, mut jobs: mpsc::Receiver<Job>) {
         {
             burst.push(job);
         }
-        let permit = Arc::new(permit.and_then(Result::ok));
+        let mut permit = permit.and_then(Result::ok);
+        if let Some(permit) = &mut permit
+            && burst.len() > SMALL_BURST
+            && let Ok(second) = Arc::clone(&bursts).try_acquire_owned()
+        {
+            permit.merge(second);
+        }
+        let permit = Arc::new(permit);
         // Signed first and handed over at once, so that the library finds them together.
         let signed: Vec<_> = burst.drain(..).map(|job| (stamp.sign(&mut sequence, &job.body), job)).collect();
         for (signed, job) in signed {

@@ -11,7 +11,8 @@ use keystead_storage::SealedState;
 use openraft::Instant as _;
 #[cfg(not(feature = "test-no-lease-check"))]
 use openraft::raft::linearizable_read::LinearizerOption;
-use tokio::sync::{mpsc, oneshot, watch};
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
 
 use crate::{
     clock::{ClusterClock, SuspendWatch},
@@ -19,14 +20,12 @@ use crate::{
     conn::Method,
     hello::Channel,
     leadership::Transfers,
+    network::Told,
     pool::Pool,
     replicated::{Leadership, ReadBarrier, ReadError},
     types::Raft,
     vault_side::VaultSide,
 };
-
-/// Reads waiting for the next exchange at most; more wait for a place.
-const WAITING: usize = 4096;
 
 type Waiter = oneshot::Sender<Result<ReadBarrier, ReadError>>;
 
@@ -54,22 +53,30 @@ pub struct Reads {
     pub leadership: watch::Receiver<Leadership>,
     /// Whether another node was asked to take over.
     pub transfers: Arc<Transfers>,
+    /// What the peers were told to be committed.
+    pub told: Arc<Told>,
 }
 
 /// The entrance to linearizable reads.
 #[derive(Clone)]
 pub struct ReadGate {
     reads: Arc<Reads>,
-    queue: mpsc::Sender<Waiter>,
+    next: Arc<Next>,
+}
+
+/// The next exchange, and whose turn it is.
+#[derive(Default)]
+struct Next {
+    /// Each is a request, whose number the listeners bound.
+    waiting: Mutex<Vec<Waiter>>,
+    /// Held by the one exchange in flight.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl ReadGate {
-    /// Starts the task of the shared exchange on the current runtime.
-    pub fn start(reads: Reads) -> Self {
-        let reads = Arc::new(reads);
-        let (queue, waiting) = mpsc::channel(WAITING);
-        tokio::spawn(exchanges(reads.clone(), waiting));
-        Self { reads, queue }
+    /// An entrance through which nobody has come yet.
+    pub fn new(reads: Reads) -> Self {
+        Self { reads: Arc::new(reads), next: Arc::default() }
     }
 
     /// Waits until local state holds everything acknowledged before the call.
@@ -81,9 +88,30 @@ impl ReadGate {
             return self.reads.on_leader().await;
         }
         let (tx, rx) = oneshot::channel();
-        let stopped = || ReadError::Stopped("replication is shutting down".into());
-        self.queue.send(tx).await.map_err(|_| stopped())?;
-        rx.await.map_err(|_| stopped())?
+        let first = {
+            let mut waiting = self.next.waiting.lock();
+            waiting.push(tx);
+            waiting.len() == 1
+        };
+        if first {
+            tokio::spawn(self.clone().exchange());
+        }
+        rx.await.map_err(|_| ReadError::Stopped("replication is shutting down".into()))?
+    }
+
+    /// One exchange with the leader for everybody who has come when it begins; one is in flight at a time.
+    ///
+    /// It runs beside the requests, on their runtime: after those that are ready to be served there have come along, and
+    /// so that one message from another thread wakes them all.
+    async fn exchange(self) {
+        let _turn = self.next.turn.lock().await;
+        tokio::task::yield_now().await;
+        let waiters = std::mem::take(&mut *self.next.waiting.lock());
+        let result = self.reads.exchange().await;
+        for waiter in waiters {
+            // Whoever asked may have gone.
+            drop(waiter.send(result.clone()));
+        }
     }
 
     /// Whether the leader that confirmed `barrier` still holds its lease.
@@ -111,7 +139,11 @@ impl Reads {
     #[cfg(not(feature = "test-no-lease-check"))]
     async fn on_leader(&self) -> Result<ReadBarrier, ReadError> {
         let trusted = !self.quorum && !self.suspend.suspended_within(self.lease * 2);
-        if trusted && let Some(barrier) = self.by_fresh_lease() {
+        if trusted && let Some(mut barrier) = self.by_fresh_lease() {
+            let told = self.told.index();
+            if barrier.applied_index < told {
+                barrier.applied_index = self.wait_applied(told).await?;
+            }
             return Ok(barrier);
         }
         let age = if trusted { self.lease / 2 } else { Duration::ZERO };
@@ -133,8 +165,9 @@ impl Reads {
     ///
     /// A write is acknowledged only once its leader has applied it. So what this leader has applied holds
     /// everything that it acknowledged itself; and since it counts as leading only after the first entry of its
-    /// term is applied, everything that was acknowledged before. Nobody has led after it as long as its lease
-    /// holds, which [`Reads::still_leads`] finds out once more when the read is done.
+    /// term is applied, everything that was acknowledged before. What was read on a standby that had applied more by
+    /// then is for the caller to wait for ([`Told`]). Nobody has led after it as long as its lease holds, which
+    /// [`Reads::still_leads`] finds out once more when the read is done.
     #[cfg(not(feature = "test-no-lease-check"))]
     fn by_fresh_lease(&self) -> Option<ReadBarrier> {
         let leader = self.raft.as_leader().ok()?;
@@ -192,20 +225,5 @@ impl Reads {
         self.clock.observe(time);
         let applied_index = self.wait_applied(index).await?;
         Ok(ReadBarrier { applied_index, cluster_time_ms: time, own_term: 0, by_lease: false })
-    }
-}
-
-/// One exchange in flight; whoever comes while it runs shares the next, for only that one began after they came.
-async fn exchanges(reads: Arc<Reads>, mut waiting: mpsc::Receiver<Waiter>) {
-    while let Some(first) = waiting.recv().await {
-        let mut waiters = vec![first];
-        while let Ok(next) = waiting.try_recv() {
-            waiters.push(next);
-        }
-        let result = reads.exchange().await;
-        for waiter in waiters {
-            // Whoever asked may have gone.
-            drop(waiter.send(result.clone()));
-        }
     }
 }

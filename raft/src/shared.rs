@@ -23,7 +23,7 @@ use crate::{
     log_store::LogStore,
     machine::{Latch, Machine, MachineParts, Place},
     membership::Reconciler,
-    network::Factory,
+    network::{Factory, Told},
     peers::Peers,
     pool::{Myself, Pool},
     proposer::{Proposer, Stamp},
@@ -92,6 +92,7 @@ struct Parts {
     pool: Arc<Pool>,
     clock: Arc<ClusterClock>,
     transfers: Arc<Transfers>,
+    told: Arc<Told>,
     latch: Arc<Latch>,
     spools: Arc<Spools>,
     place: Place,
@@ -164,6 +165,7 @@ impl Parts {
             pool,
             clock,
             transfers: Arc::default(),
+            told: Arc::default(),
             latch,
             spools,
             place,
@@ -190,7 +192,8 @@ impl Parts {
             applied,
             running: running.clone(),
         })?;
-        let factory = Factory { pool: self.pool.clone(), append_timeout: self.lease * 2 };
+        let factory =
+            Factory { pool: self.pool.clone(), append_timeout: self.lease * 2, told: self.told.clone() };
         let settings = Arc::new(raft_config(&config.identity.params)?);
         let log = LogStore::new(self.log.clone());
         let raft = Raft::new(self.myself.incarnation, settings, factory, log, machine)
@@ -275,7 +278,7 @@ impl Shared {
         let (applied_tx, applied) = watch::channel(parts.state.applied().log_id.map_or(0, |id| id.index));
         let raft = parts.start_raft(&config, applied_tx).await?;
         let (leadership_tx, leadership) = watch::channel(Leadership::default());
-        let reads = ReadGate::start(Reads {
+        let reads = ReadGate::new(Reads {
             raft: raft.clone(),
             state: parts.state.clone(),
             pool: parts.pool.clone(),
@@ -287,6 +290,7 @@ impl Shared {
             applied: applied.clone(),
             leadership: leadership.clone(),
             transfers: parts.transfers.clone(),
+            told: parts.told.clone(),
         });
         let stamp = Stamp {
             raft: raft.clone(),
