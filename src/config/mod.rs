@@ -39,7 +39,7 @@ pub use listener::{
 };
 pub use seal::{
     DEFAULT_KEY_LABEL, DEFAULT_SEAL_TIMEOUT, FileSealConfig, OaepHash, PinSource, Pkcs11Config, SealStanza,
-    SealStanzaKind, WrapMechanism,
+    SealStanzaKind, WrapMechanism, pkcs11_from_env,
 };
 pub use server::{
     DEFAULT_LEASE_TTL_S, DEFAULT_MAX_REQUEST_DURATION, LinearizableReads, LogFormat, LogLevel, LogRotation,

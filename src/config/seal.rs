@@ -324,6 +324,19 @@ pub(super) fn read(
     Ok(stanzas)
 }
 
+/// A PKCS#11 seal of the environment alone; `env` looks up a variable. See [`load_with_env`](super::load_with_env).
+///
+/// # Errors
+/// What is wrong with a variable, or missing.
+pub fn pkcs11_from_env(env: impl Fn(&str) -> Option<String>) -> Result<Pkcs11Config, ConfigError> {
+    let environment = HsmEnvironment { env: &env };
+    let settings = Settings { section: None, environment: &environment, overlaid: true };
+    settings.pkcs11().map_err(|fault| match fault {
+        SettingsFault::Config(error) => error,
+        SettingsFault::Missing(message) => ConfigError::Incomplete { message },
+    })
+}
+
 /// A block whose keys are known, and what every kind has.
 struct Opened<'t> {
     kind: &'t str,

@@ -369,3 +369,85 @@ async fn the_first_answer_comes_soon() {
     println!("start to first answer: median {:?}, longest {:?}", times[5], times[9]);
     assert!(times[5] < Duration::from_millis(500), "{times:?}");
 }
+
+fn json(output: &std::process::Output) -> serde_json::Value {
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn the_commands_prepare_show_and_rotate_a_token() {
+    let Some(stage) = Stage::new() else { return };
+    let bare = stage.hsm("status", &[]);
+    let shown = String::from_utf8_lossy(&bare.stdout).into_owned();
+    assert_eq!(bare.status.code(), Some(1), "{bare:?}");
+    assert!(shown.contains("zone-a") && shown.contains("keystead hsm init"), "{shown}");
+    let made = json(&stage.hsm("init", &["-format=json"]));
+    assert_eq!(made["made"], true);
+    let again = json(&stage.hsm("init", &["-format=json"]));
+    assert_eq!((&again["made"], &again["key"]), (&false.into(), &made["key"]));
+    let seal = stage.seal(|config| config.generate_key = false);
+    let kek = Kek::random();
+    let old = seal.encrypt(&kek, b"aad").await.unwrap();
+    assert_eq!(made["key"], old.key_id.as_str());
+    let rotated = json(&stage.hsm("rotate-key", &["-format=json"]));
+    assert_ne!(rotated["key"], made["key"]);
+    // A seal that is open all the while sees the new key, and still opens what the old one wrapped.
+    assert_eq!(rotated["key"], seal.encrypt(&kek, b"aad").await.unwrap().key_id.as_str());
+    assert!(opens(&seal, &old, &kek).await);
+    let status = json(&stage.hsm("status", &["-format=json"]));
+    let only = &status[0];
+    assert_eq!((&only["key"], &only["keys_of_label"]), (&rotated["key"], &2.into()));
+    assert_eq!((&only["mechanism"], &only["never_left_token"]), (&"CKM_AES_GCM".into(), &true.into()));
+    assert!(only["round_trip_us"].as_u64().is_some_and(|us| us > 0), "{only}");
+}
+
+#[tokio::test]
+async fn the_commands_work_on_the_stanza_of_a_file_and_say_what_is_wrong() {
+    let Some(stage) = Stage::new().map(Stage::forwarded) else { return };
+    let file = stage.path("vault.hcl");
+    let data = stage.path("data");
+    let text = |pin: &str| {
+        format!(
+            "storage \"raft\" {{\n path = \"{}\"\n}}\nlistener \"tcp\" {{\n tls_disable = 1\n}}\n\
+             seal \"pkcs11\" {{\n name = \"a\"\n lib = \"{}\"\n token_label = \"zone-a\"\n pin = \"{pin}\"\n}}\n",
+            data.display(),
+            stage.module.display()
+        )
+    };
+    let run = |command: &str, more: &[&str]| {
+        let config = format!("-config={}", file.display());
+        stage.run(std::process::Command::new(stage::BINARY).args(["hsm", command, &config]).args(more))
+    };
+    fs::write(&file, text(stage::PIN)).unwrap();
+    assert_eq!(json(&run("init", &["-format=json"]))["seal"], "a");
+    fs::write(&file, text("9999")).unwrap();
+    let logins = stage.logins();
+    for _ in 0..3 {
+        let refused = run("status", &[]);
+        let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+        assert!(why.contains("refused-pin-a") && !why.contains("9999"), "{why}");
+    }
+    assert_eq!(stage.logins(), logins + 1, "a wrong PIN is tried once");
+    assert_eq!(run("status", &["-retry-pin"]).status.code(), Some(2));
+    assert_eq!(stage.logins(), logins + 2);
+    fs::write(&file, text(stage::PIN)).unwrap();
+    assert_eq!(json(&run("status", &["-format=json"]))[0]["seal"], "a");
+    let unknown = run("init", &["-seal=b"]);
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("\"b\""), "{unknown:?}");
+    let bad = run("status", &["-slot=x"]);
+    assert!(String::from_utf8_lossy(&bad.stderr).contains("-slot"), "{bad:?}");
+}
+
+#[test]
+fn the_helpers_role_is_no_command() {
+    let by_hand = std::process::Command::new(stage::BINARY)
+        .arg("hsm-helper")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(by_hand.status.code(), Some(1), "{by_hand:?}");
+    let help = std::process::Command::new(stage::BINARY).arg("-help").output().unwrap();
+    assert!(!String::from_utf8_lossy(&help.stdout).contains("hsm-helper"));
+}

@@ -121,6 +121,14 @@ impl Stage {
         command.envs(self.variables(softhsm().unwrap())).output().unwrap()
     }
 
+    /// `keystead hsm COMMAND` on token "zone-a".
+    pub fn hsm(&self, command: &str, more: &[&str]) -> Output {
+        fs::write(self.path("pin"), PIN).unwrap();
+        let module = format!("-lib={}", self.module.display());
+        let pin = format!("-pin-file={}", self.path("pin").display());
+        self.run(Command::new(BINARY).args(["hsm", command, &module, "-token-label=zone-a", &pin]).args(more))
+    }
+
     pub fn config(&self) -> Pkcs11Config {
         Pkcs11Config {
             lib: self.module.clone(),

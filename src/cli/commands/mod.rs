@@ -1,6 +1,7 @@
 //! The table of commands, one file per family.
 
 pub mod completion;
+mod hsm;
 mod kv;
 mod logical;
 mod login;
@@ -19,9 +20,10 @@ use super::Command;
 
 /// Every command, parents before their children.
 pub fn all() -> impl Iterator<Item = &'static Command> {
-    let families: [&'static [Command]; 14] = [
+    let families: [&'static [Command]; 15] = [
         completion::COMMANDS,
         logical::COMMANDS,
+        hsm::COMMANDS,
         kv::COMMANDS,
         login::COMMANDS,
         operator::COMMANDS,

@@ -103,8 +103,8 @@ mod tests {
     #[test]
     fn the_format_is_the_written_one() {
         let bytes = blob().encode().unwrap();
-        let head = "01000000020100000000000000000000086b65797374656164";
-        assert_eq!(hex::encode(&bytes[..25]), head);
+        let head = "01000000020100000000".to_owned() + "0000000000000008" + "6b65797374656164";
+        assert_eq!(hex::encode(&bytes[..26]), head);
         assert_eq!(Blob::decode(&bytes), Some(blob()));
         assert_eq!(Blob::decode(&bytes[..bytes.len() - 1]), None);
         assert_eq!(Blob::decode(&[bytes.as_slice(), &[0]].concat()), None);
