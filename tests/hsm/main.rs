@@ -370,6 +370,80 @@ async fn the_first_answer_comes_soon() {
     assert!(times[5] < Duration::from_millis(500), "{times:?}");
 }
 
+#[tokio::test]
+async fn another_key_of_the_same_label_and_id_is_told_by_its_check_value() {
+    let Some(stage) = Stage::new() else { return };
+    let serial = stage.token("zone-b");
+    let mut seals = ["zone-a", "zone-b"].map(|label| {
+        stage.seal(|config| {
+            config.token_label = Some(label.to_owned());
+            config.key_id = Some(vec![7]);
+        })
+    });
+    let kek = Kek::random();
+    let sealed = wrapped(&seals[0], &kek).await;
+    let others = wrapped(&seals[1], &kek).await;
+    assert_eq!(sealed.key_id, others.key_id);
+    let text = fault(&seals[1], &sealed).await;
+    assert!(not_ours(&text).contains("another one"), "{text}");
+    assert!(opens(&seals[1], &others, &kek).await, "{serial}");
+    seals.reverse();
+    not_ours(&fault(&seals[1], &others).await);
+}
+
+/// The process that `parent` started as a helper.
+fn helper_of(parent: u32) -> Option<u32> {
+    let processes =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
+    let mut pids = processes.filter_map(|name| name.parse().ok());
+    pids.find(|pid| state_and_parent(*pid).is_some_and(|(_, of)| of == parent))
+}
+
+fn state_and_parent(pid: u32) -> Option<(char, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let mut fields = rest.split(' ');
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "no {what} in 20 s");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_hung_helper_ends_with_its_parent_and_never_had_the_pin_where_others_see_it() {
+    let Some(stage) = Stage::new().map(Stage::forwarded) else { return };
+    stage.order("C_Login hanglock\n");
+    let secret = "pin-57121";
+    let mut command = std::process::Command::new(stage::BINARY);
+    command.args(["hsm", "status", "-token-label=zone-a", "-timeout=60s"]);
+    command.arg(format!("-lib={}", stage.module.display())).env("VAULT_HSM_PIN", secret);
+    let mut parent = stage.under(&mut command).spawn().unwrap();
+    let helper = wait_for("helper", || helper_of(parent.id()));
+    wait_for("login", || (stage.logins() > 0).then_some(()));
+    for file in ["cmdline", "environ"] {
+        // Where it cannot be read, nobody else can read it either.
+        let seen = fs::read(format!("/proc/{helper}/{file}")).unwrap_or_default();
+        assert!(!seen.windows(secret.len()).any(|part| part == secret.as_bytes()), "the PIN is in {file}");
+    }
+    let limits = fs::read_to_string(format!("/proc/{helper}/limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    // Whoever inherits it may be slow to take note of its end.
+    wait_for("end of the helper", || {
+        state_and_parent(helper).is_none_or(|(state, _)| state == 'Z').then_some(())
+    });
+}
+
 fn json(output: &std::process::Output) -> serde_json::Value {
     assert!(output.status.success(), "{output:?}");
     serde_json::from_slice(&output.stdout).unwrap()

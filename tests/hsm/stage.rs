@@ -118,7 +118,12 @@ impl Stage {
 
     /// Runs a program under the configuration.
     pub fn run(&self, command: &mut Command) -> Output {
-        command.envs(self.variables(softhsm().unwrap())).output().unwrap()
+        self.under(command).output().unwrap()
+    }
+
+    /// Puts a program that is about to start under the configuration.
+    pub fn under<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        command.envs(self.variables(softhsm().unwrap()))
     }
 
     /// `keystead hsm COMMAND` on token "zone-a".

@@ -113,6 +113,17 @@ mod tests {
     }
 
     #[test]
+    fn fuzz_pkcs11_blobs() {
+        let samples = vec![blob().encode().unwrap(), vec![FORMAT], Vec::new()];
+        let bounds = keystead_fuzz::Bounds { base_bytes: 64 << 10, bytes_per_byte: 8 };
+        keystead_fuzz::check!(samples, bounds, |input: &[u8]| {
+            if let Some(blob) = Blob::decode(input) {
+                assert_eq!(blob.encode().as_deref(), Some(input), "a blob has one encoding");
+            }
+        });
+    }
+
+    #[test]
     fn a_blob_is_bound_to_its_fields_and_to_the_aad() {
         let hash = blob().bound_hash(b"aad");
         assert_ne!(hash, blob().bound_hash(b"aae"));

@@ -204,6 +204,25 @@ mod tests {
     }
 
     #[test]
+    fn fuzz_pkcs11_replies() {
+        let replies = [
+            Reply::Done,
+            Reply::Kek(Wiped(vec![7; 32])),
+            Reply::Sealed { key_id: "k".to_owned(), blob: vec![1; 100] },
+            Reply::Opened(TokenFacts::default()),
+            Reply::Facts(KeyFacts::default()),
+            Reply::Failed(Failure::PinRefused("no".to_owned())),
+        ];
+        let samples = replies.iter().map(|reply| super::frame(reply).unwrap()[4..].to_vec()).collect();
+        let bounds = keystead_fuzz::Bounds { base_bytes: 256 << 10, bytes_per_byte: 8 };
+        keystead_fuzz::check!(samples, bounds, |input: &[u8]| {
+            if let Ok(reply) = message::<Reply>(input) {
+                assert_eq!(super::frame(&reply).unwrap()[4..], *input, "a reply has one encoding");
+            }
+        });
+    }
+
+    #[test]
     fn a_length_beyond_the_limit_is_refused_before_memory_is_taken() {
         assert!(read(&mut [0xFF; 8].as_slice()).is_err());
         assert!(super::frame(&Reply::Random(Wiped(vec![0; MAX_FRAME_LEN]))).is_err());
