@@ -424,7 +424,10 @@ fn a_hung_helper_ends_with_its_parent_and_never_had_the_pin_where_others_see_it(
     let secret = "pin-57121";
     let mut command = std::process::Command::new(stage::BINARY);
     command.args(["hsm", "status", "-token-label=zone-a", "-timeout=60s"]);
-    command.arg(format!("-lib={}", stage.module.display())).env("VAULT_HSM_PIN", secret);
+    command
+        .arg(format!("-lib={}", stage.module.display()))
+        .env("VAULT_HSM_PIN", secret)
+        .env("OF_A_STANZA", secret);
     let mut parent = stage.under(&mut command).spawn().unwrap();
     let helper = wait_for("helper", || helper_of(parent.id()));
     wait_for("login", || (stage.logins() > 0).then_some(()));

@@ -29,13 +29,22 @@ impl Refused {
     }
 
     /// Whether the token of that serial number refused this very PIN.
-    pub(super) fn has(&self, serial: &str, pin: &SecretString) -> bool {
-        let of_file = self.path.as_ref().and_then(|path| fs::read(path).ok());
+    ///
+    /// # Errors
+    /// There is a record, and it cannot be read: taken for none, every start would try the PIN.
+    pub(super) fn has(&self, serial: &str, pin: &SecretString) -> io::Result<bool> {
+        let of_file = match self.path.as_ref().map(|path| (path, fs::read(path))) {
+            Some((path, Err(error))) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display())));
+            }
+            Some((_, read)) => read.ok(),
+            None => None,
+        };
         let kept = self.marker.lock().clone();
-        of_file.into_iter().chain(kept).any(|marker| match marker.split_first_chunk::<SALT_LEN>() {
+        Ok(of_file.into_iter().chain(kept).any(|marker| match marker.split_first_chunk::<SALT_LEN>() {
             Some((salt, tag)) => tag.ct_eq(&tag_of(salt, serial, pin)).into(),
             None => false,
-        })
+        }))
     }
 
     /// Writes down that it did.
@@ -95,19 +104,22 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let pin = |text: &str| SecretString::new(text.to_owned());
         let refused = Refused::of(Some(directory.path()), "hsm");
-        assert!(!refused.has("s1", &pin("9999")));
+        assert!(!refused.has("s1", &pin("9999")).unwrap());
         refused.note("s1", &pin("9999")).unwrap();
         let restarted = Refused::of(Some(directory.path()), "hsm");
-        assert!(restarted.has("s1", &pin("9999")));
-        assert!(!restarted.has("s1", &pin("1234")) && !restarted.has("s2", &pin("9999")));
-        assert!(!Refused::of(Some(directory.path()), "other").has("s1", &pin("9999")));
+        assert!(restarted.has("s1", &pin("9999")).unwrap());
+        assert!(!restarted.has("s1", &pin("1234")).unwrap() && !restarted.has("s2", &pin("9999")).unwrap());
+        assert!(!Refused::of(Some(directory.path()), "other").has("s1", &pin("9999")).unwrap());
         let path = directory.path().join("refused-pin-hsm");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let bytes = fs::read(&path).unwrap();
         assert!(!bytes.windows(4).any(|window| window == b"9999"));
         restarted.clear().unwrap();
         restarted.clear().unwrap();
-        assert!(!restarted.has("s1", &pin("9999")));
+        fs::create_dir(&path).unwrap();
+        assert!(restarted.has("s1", &pin("1234")).is_err(), "a record that cannot be read is not none");
+        fs::remove_dir(&path).unwrap();
+        assert!(!restarted.has("s1", &pin("9999")).unwrap());
     }
 
     #[test]
@@ -115,6 +127,6 @@ mod tests {
         let refused = Refused::of(None, "hsm");
         let pin = SecretString::new("9999".to_owned());
         refused.note("s1", &pin).unwrap();
-        assert!(refused.has("s1", &pin));
+        assert!(refused.has("s1", &pin).unwrap());
     }
 }

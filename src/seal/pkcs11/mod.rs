@@ -173,7 +173,8 @@ impl Pkcs11Seal {
             let text = format!("the module was lost {} times; it is tried again in {wait:.1?}", state.lost);
             return Err(self.unavailable(&text));
         }
-        let mut process = Process::start(&self.program)
+        let pin = self.config.pin.read().map_err(|text| self.needs_operator(&text))?;
+        let mut process = Process::start(&self.program, &pin)
             .map_err(|error| self.unavailable(&format!("cannot start the helper process: {error}")))?;
         let within = self.config.timeout;
         let token = match process.exchange(&Request::Open(Target::of(&self.config)), within).await {
@@ -183,9 +184,11 @@ impl Pkcs11Seal {
             Err(lost) => return Err(self.lost(state, process, lost).await),
         };
         state.token = Some(token.clone());
-        let pin = self.config.pin.read().map_err(|text| self.needs_operator(&text))?;
         self.check_before_login(&token)?;
-        if self.refused.has(&token.serial, &pin) {
+        let was_refused = self.refused.has(&token.serial, &pin).map_err(|error| {
+            self.needs_operator(&format!("cannot tell whether the PIN was refused before: {error}"))
+        })?;
+        if was_refused {
             let text = format!(
                 "token {} refused this PIN before, and it is not tried again, so that the token is not locked; {}",
                 token.serial,

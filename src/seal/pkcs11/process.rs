@@ -1,7 +1,9 @@
 //! The node's end of a helper process: starting it, one exchange with a deadline, ending it.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -16,9 +18,13 @@ use zeroize::Zeroizing;
 
 use super::helper::HELPER_ROLE;
 use super::protocol::{self, Reply, Request};
+use crate::secret::SecretString;
 
 /// How long a killed process may take to be gone; one that waits for a broken device may stay for longer.
 const REAP_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Bytes of the shortest PIN that tokens take.
+const SHORTEST_PIN: usize = 4;
 
 /// Variables that may hold a secret, and that a module has no use for.
 const WITHHELD: [&str; 9] = [
@@ -49,8 +55,8 @@ pub(super) enum Lost {
 }
 
 impl Process {
-    /// Starts `program` as a helper.
-    pub(super) fn start(program: &Path) -> io::Result<Self> {
+    /// Starts `program` as a helper; no variable that holds `pin` goes along.
+    pub(super) fn start(program: &Path, pin: &SecretString) -> io::Result<Self> {
         let (ours, theirs) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let mut command = Command::new(program);
@@ -63,6 +69,12 @@ impl Process {
             .process_group(0)
             .kill_on_drop(true);
         for name in WITHHELD {
+            command.env_remove(name);
+        }
+        // The one that a stanza names by `env://` may have any name. Short values are everywhere, and no PINs.
+        let holds_pin =
+            |value: &OsStr| pin.len() >= SHORTEST_PIN && value.as_bytes() == pin.expose().as_bytes();
+        for (name, _) in std::env::vars_os().filter(|(_, value)| holds_pin(value)) {
             command.env_remove(name);
         }
         let child = command.spawn()?;
