@@ -39,13 +39,15 @@ pub struct Unsealed {
 /// The answer of `sys/seal-status` and `sys/unseal`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealStatus {
-    /// Kind of the seal: `shamir`.
+    /// Kind of the seal: `shamir`, or what opens the vault by itself.
     pub seal_type: String,
+    /// The shares are recovery shares: they open nothing.
+    pub recovery_seal: bool,
     /// The vault has been initialised (or this node has joined one that is).
     pub initialized: bool,
     /// This node is sealed.
     pub sealed: bool,
-    /// Shares needed.
+    /// Shares needed, to open the vault or for recovery.
     pub threshold: u32,
     /// Shares made.
     pub shares: u32,
@@ -119,10 +121,14 @@ pub struct InitRequest {
     pub recovery_shares: u64,
     /// Recovery threshold.
     pub recovery_threshold: u64,
+    /// Public keys to encrypt the recovery shares for; not built yet.
+    pub recovery_pgp_keys: Vec<String>,
 }
 
 /// What init hands out, once.
 pub struct InitResponse {
+    /// The shares are recovery shares.
+    pub recovery: bool,
     /// The shares in hexadecimal.
     pub keys_hex: Vec<SecretString>,
     /// The same shares in base64.

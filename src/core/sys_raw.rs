@@ -56,19 +56,28 @@ impl Core {
             root_token_pgp_key: fields.text_or_empty("root_token_pgp_key")?,
             recovery_shares: fields.count("recovery_shares")?,
             recovery_threshold: fields.count("recovery_threshold")?,
+            recovery_pgp_keys: fields.texts("recovery_pgp_keys")?.unwrap_or_default(),
         };
         let made = self.node().init(init).await?;
 
-        #[derive(Serialize)]
+        #[derive(Serialize, Default)]
         struct Body<'a> {
             keys: Vec<&'a str>,
             keys_base64: Vec<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            recovery_keys: Option<Vec<&'a str>>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            recovery_keys_base64: Option<Vec<&'a str>>,
             root_token: &'a str,
         }
-        Ok(raw(&Body {
-            keys: made.keys_hex.iter().map(SecretString::expose).collect(),
-            keys_base64: made.keys_base64.iter().map(SecretString::expose).collect(),
-            root_token: made.root_token.expose(),
+        let hex = made.keys_hex.iter().map(SecretString::expose).collect();
+        let base64 = made.keys_base64.iter().map(SecretString::expose).collect();
+        let root_token = made.root_token.expose();
+        Ok(raw(&if made.recovery {
+            let (recovery_keys, recovery_keys_base64) = (Some(hex), Some(base64));
+            Body { recovery_keys, recovery_keys_base64, root_token, ..Body::default() }
+        } else {
+            Body { keys: hex, keys_base64: base64, root_token, ..Body::default() }
         }))
     }
 
@@ -121,7 +130,7 @@ impl Core {
             migration: false,
             cluster_name: status.cluster_name.as_deref(),
             cluster_id: status.cluster_id.as_deref(),
-            recovery_seal: false,
+            recovery_seal: status.recovery_seal,
             storage_type: self.settings.storage_type,
             warnings: [self.warnings.lock().clone(), self.node().health().warnings].concat(),
         })

@@ -251,6 +251,7 @@ impl NodeOps for FakeNode {
         let sealed = self.unsealed.lock().is_none();
         SealStatus {
             seal_type: "shamir".to_owned(),
+            recovery_seal: false,
             initialized: *self.initialized.lock(),
             sealed,
             threshold: 2,

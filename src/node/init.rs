@@ -25,7 +25,7 @@ use crate::{
         node_ops::{InitRequest, InitResponse},
         token::random_token,
     },
-    seal::{self, InitOutput, InitParams},
+    seal::{self, InitOutput, InitParams, SealKind, UnattendedInitError},
     secret::{SecretString, random_array},
 };
 
@@ -71,19 +71,32 @@ fn invalid_config(text: impl std::fmt::Display) -> ApiError {
     ApiError::invalid(format!("invalid seal configuration: {text}"))
 }
 
-/// Checks what the operator asked for, in Vault's order and words.
-fn params(request: &InitRequest) -> Result<InitParams, ApiError> {
-    if request.recovery_shares > 0 || request.recovery_threshold > 0 {
-        return Err(ApiError::invalid(
-            "parameters recovery_shares,recovery_threshold not applicable to seal type shamir",
-        ));
+/// Checks what the operator asked for, in Vault's order and words: unseal shares for a vault that people open, recovery
+/// shares for one that `kind` opens by itself.
+fn params(request: &InitRequest, kind: Option<SealKind>) -> Result<InitParams, ApiError> {
+    let other_kind = match kind {
+        None => request.recovery_shares > 0 || request.recovery_threshold > 0,
+        Some(_) => request.secret_shares > 0 || request.secret_threshold > 0,
+    };
+    if other_kind {
+        let fields = if kind.is_some() {
+            "secret_shares,secret_threshold"
+        } else {
+            "recovery_shares,recovery_threshold"
+        };
+        let kind = kind.unwrap_or(SealKind::Shamir);
+        return Err(ApiError::invalid(format!("parameters {fields} not applicable to seal type {kind}")));
     }
-    if !request.pgp_keys.is_empty() || !request.root_token_pgp_key.is_empty() {
+    let pgp = [&request.pgp_keys, &request.recovery_pgp_keys];
+    if pgp.iter().any(|keys| !keys.is_empty()) || !request.root_token_pgp_key.is_empty() {
         return Err(ApiError::invalid(
             "shares encrypted to PGP keys are not built yet: init without pgp_keys",
         ));
     }
-    let (shares, threshold) = (request.secret_shares, request.secret_threshold);
+    let (shares, threshold) = match kind {
+        None => (request.secret_shares, request.secret_threshold),
+        Some(_) => (request.recovery_shares, request.recovery_threshold),
+    };
     if shares == 0 {
         return Err(invalid_config("shares must be at least one"));
     }
@@ -132,7 +145,9 @@ impl Node {
     /// 400 when it is initialised already: here, or by a node that this one would join.
     pub(super) async fn initialise(&self, request: InitRequest) -> Result<InitResponse, ApiError> {
         let _one = self.lifecycle.lock().await;
-        let params = params(&request)?;
+        let seals = self.settings.seals.all();
+        let kind = seals.first().map(|seal| seal.kind());
+        let params = params(&request, kind)?;
         if let Some(reason) = self.latch_reason() {
             return Err(ApiError::Internal(format!("this node has stopped serving: {reason}")));
         }
@@ -144,10 +159,13 @@ impl Node {
         }
         if let Some(address) = self.initialised_elsewhere().await {
             return Err(ApiError::invalid(format!(
-                "Vault is already initialized: the node at {address} is; unseal that one, and this one joins it when it is given the same shares"
+                "Vault is already initialized: the node at {address} is; unseal that one, and this one joins it when it is given the same shares, or its seals open that vault"
             )));
         }
-        let output = seal::init(&params).map_err(invalid_config)?;
+        let output = match kind {
+            None => seal::init(&params).map_err(invalid_config)?,
+            Some(_) => self.wrapped_by_seals(&params).await?,
+        };
         let founding = self.found().map_err(|e| ApiError::internal("founding a cluster", &e))?;
         let dir = self.data_dir();
         let failed = |e: &dyn std::fmt::Display| {
@@ -174,6 +192,20 @@ impl Node {
                 Err(failed(&error))
             }
         }
+    }
+
+    /// A new root key, wrapped by every seal that works.
+    async fn wrapped_by_seals(&self, params: &InitParams) -> Result<InitOutput, ApiError> {
+        let seals = &self.settings.seals;
+        let made = seal::init_unattended(params, seals.all()).await.map_err(|error| match error {
+            UnattendedInitError::Shares(error) => invalid_config(error),
+            UnattendedInitError::NoSeal(_) => ApiError::Internal(format!("failed to initialize: {error}")),
+        })?;
+        for seal in seals.all() {
+            let fault = made.missing.iter().find(|(name, _)| name == seal.name());
+            seals.note(&**seal, fault.map_or(Ok(()), |(_, fault)| Err(fault.clone())));
+        }
+        Ok(made.output)
     }
 
     fn found(&self) -> Result<Founding, keystead_tls::Error> {
@@ -219,6 +251,7 @@ impl Node {
         founding: Founding,
     ) -> Result<InitResponse, ApiError> {
         let InitOutput { seal_config, root_key, shares } = output;
+        let recovery = seal_config.recovery.is_some();
         let failed = |context: &'static str| move |e: &dyn std::fmt::Display| ApiError::internal(context, e);
         let keyring = Keyring::generate(params.now_ms);
         let sealed_keyring = keyring.seal(&root_key, seal_config.vault_id, seal_config.root_generation);
@@ -243,6 +276,7 @@ impl Node {
         };
         first_entry(&replica, txn).await.map_err(|e| failed("writing the first entry")(&e))?;
         Ok(InitResponse {
+            recovery,
             keys_hex: shares.iter().map(seal::Share::to_hex).collect(),
             keys_base64: shares.iter().map(seal::Share::to_base64).collect(),
             root_token,

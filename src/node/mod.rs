@@ -11,6 +11,7 @@ mod own_pki;
 mod records;
 mod shares;
 mod strangers;
+mod unattended;
 mod unseal;
 mod vault_side;
 
@@ -33,6 +34,7 @@ pub use join::JoinTarget;
 pub use keys::{ClusterName, OpenKeys};
 pub use own_pki::CertificateEnds;
 pub use shares::{uuid, uuid_text};
+pub use unattended::Seals;
 
 use crate::{
     core::{Core, error::ApiError},
@@ -66,6 +68,8 @@ pub struct NodeSettings {
     pub dev_mounts: bool,
     /// The first root token, where a development server's operator has chosen it.
     pub dev_root_token: Option<SecretString>,
+    /// What opens this node by itself.
+    pub seals: Seals,
 }
 
 /// Why a node cannot start.
@@ -115,6 +119,8 @@ pub struct Node {
     opening: Mutex<Option<tokio::task::AbortHandle>>,
     latched: watch::Sender<Option<String>>,
     stopping: watch::Sender<bool>,
+    /// Whether the seals may open this node: not after an operator sealed it, until it is started again.
+    opens_itself: watch::Sender<bool>,
     me: Weak<Self>,
 }
 
@@ -150,6 +156,7 @@ impl Node {
             opening: Mutex::default(),
             latched: watch::channel(None).0,
             stopping: watch::channel(false).0,
+            opens_itself: watch::channel(true).0,
             me: me.clone(),
         });
         match identity {
@@ -167,6 +174,7 @@ impl Node {
             }
             None => node.clone().spawn_challenge_loop(),
         }
+        node.clone().spawn_unattended();
         Ok(node)
     }
 

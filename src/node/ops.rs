@@ -13,12 +13,21 @@ use crate::core::{
         RaftServer, SealStatus, UnsealRequest, Unsealed,
     },
 };
+use crate::seal::{SealConfig, SealKind};
 
 impl Node {
     fn cluster_names(&self) -> (Option<String>, Option<String>) {
         match self.unsealed() {
             None => (None, None),
             Some(unsealed) => (Some(unsealed.cluster_name.clone()), Some(unsealed.cluster_id.clone())),
+        }
+    }
+
+    /// What opens the vault by itself, if anything does: of a vault that is not initialised, what would.
+    fn seal_that_opens(&self, config: Option<&SealConfig>) -> Option<SealKind> {
+        match config {
+            Some(config) => config.unattended().next().map(|(entry, _)| entry.kind()),
+            None => self.settings.seals.all().first().map(|seal| seal.kind()),
         }
     }
 
@@ -61,15 +70,20 @@ impl NodeOps for Node {
 
     fn seal_status(&self) -> SealStatus {
         let config = self.seal_configs().unwrap_or_default().pop();
-        let seal = config.as_ref().and_then(|config| config.shamir());
+        let by_itself = self.seal_that_opens(config.as_ref());
+        let set = config.as_ref().and_then(|config| match by_itself {
+            Some(_) => config.recovery.as_ref(),
+            None => config.shamir().map(|(_, set)| set),
+        });
         let (cluster_name, cluster_id) = self.cluster_names();
         let progress = self.progress.lock();
         SealStatus {
-            seal_type: "shamir".into(),
+            seal_type: by_itself.unwrap_or(SealKind::Shamir).name().into(),
+            recovery_seal: by_itself.is_some(),
             initialized: config.is_some(),
             sealed: cluster_id.is_none(),
-            threshold: seal.map_or(0, |seal| u32::from(seal.threshold)),
-            shares: seal.map_or(0, |seal| u32::from(seal.shares)),
+            threshold: set.map_or(0, |set| u32::from(set.threshold)),
+            shares: set.map_or(0, |set| u32::from(set.shares)),
             progress: progress.count(),
             nonce: progress.nonce(),
             storage_type: "raft".into(),
@@ -90,7 +104,11 @@ impl NodeOps for Node {
             standby: sealed || !leads,
             leader_known: leadership.is_some_and(|l| l.leader.is_some()),
             failure: self.latch_reason(),
-            warnings: replica.map(|replica| disk_warnings(&replica)).unwrap_or_default(),
+            warnings: [
+                replica.map(|replica| disk_warnings(&replica)).unwrap_or_default(),
+                self.settings.seals.warnings(self.seal_configs().unwrap_or_default().last()),
+            ]
+            .concat(),
             server_time_s: keystead_raft::clock::wall_ms() / 1000,
             cluster_name,
             cluster_id,

@@ -37,6 +37,7 @@ async fn start(dir: &std::path::Path) -> Arc<Node> {
         quorum_reads: false,
         dev_mounts: false,
         dev_root_token: None,
+        seals: super::Seals::default(),
     })
     .await
     .unwrap()

@@ -62,7 +62,7 @@ impl Node {
             return Ok(self.seal_status());
         }
         let config = judge(configs, &share)?;
-        let threshold = config.shamir().map_or(1, |seal| seal.threshold);
+        let threshold = config.shamir().map_or(1, |(_, set)| set.threshold);
         let points = self.progress.lock().add(config.vault_id, config.root_generation, share, threshold);
         let Some(points) = points else { return Ok(self.seal_status()) };
         let root = config
@@ -80,8 +80,13 @@ impl Node {
         self.provisional.write().take();
     }
 
+    /// Whether an opening is under way.
+    pub(super) fn is_opening(&self) -> bool {
+        self.opening.lock().as_ref().is_some_and(|opening| !opening.is_finished())
+    }
+
     /// Opens the node with the root key, in a task that outlives the request, and waits for it a while.
-    async fn open_and_wait(&self, config: SealConfig, root: RootKey) -> Result<(), ApiError> {
+    pub(super) async fn open_and_wait(&self, config: SealConfig, root: RootKey) -> Result<(), ApiError> {
         let opening = tokio::spawn(self.arc().open(config, root));
         // A new series of shares takes the place of an opening that still waits.
         if let Some(former) = self.opening.lock().replace(opening.abort_handle()) {
@@ -191,6 +196,8 @@ impl Node {
 
     /// Seals this node: leadership goes first, then the keys.
     pub(super) async fn seal_now(&self) -> Result<(), ApiError> {
+        // Before the lock: an attempt of the seals' that holds it ends with the opening.
+        self.opens_itself.send_replace(false);
         let _one = self.lifecycle.lock().await;
         self.abandon_opening();
         let open = self.keys.read().is_some();

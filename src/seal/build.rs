@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{AutoSeal, Pkcs11Seal};
+use super::{AutoSeal, FileSeal, Pkcs11Seal};
 use crate::config::{SealStanza, SealStanzaKind};
 
 /// Makes the seals that open by themselves, in the order of the stanzas, those of disabled ones too.
@@ -18,7 +18,8 @@ pub fn build(stanzas: &[SealStanza], data_dir: Option<&Path>, program: &Path) ->
                 let program = PathBuf::from(program);
                 Some(Arc::new(Pkcs11Seal::new(&stanza.name, (**config).clone(), data_dir, program)))
             }
-            SealStanzaKind::Shamir | SealStanzaKind::File(_) => None,
+            SealStanzaKind::File(config) => Some(Arc::new(FileSeal::new(&stanza.name, &config.path))),
+            SealStanzaKind::Shamir => None,
         }
     };
     stanzas.iter().filter_map(made).collect()

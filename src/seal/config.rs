@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use super::auto::{MAX_BLOB_LEN, SealedKek};
 use super::shamir::{CombineError, SharePoint, combine};
 use super::share::{Share, vault_tag};
 use super::wrap::{Wrap, WrapError};
@@ -12,7 +13,7 @@ use crate::barrier::{Mac, SealCfg, VaultId, derive, root_commitment};
 use crate::secret::{Kek, RootKey, on_wiped_stack};
 use subtle::ConstantTimeEq;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const MAC_TAG: &str = "keystead/v1/seal-config";
 const VERIFIER_TAG: &str = "keystead/v1/share-verifier";
 /// Far above what 255 shares in several seals take.
@@ -68,21 +69,40 @@ pub struct Verifier {
     pub tag: [u8; 32],
 }
 
+/// Shares that were handed out together: how many there are, how many are needed, and what recognises each.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct ShareSet {
+    /// Shares that were made.
+    pub shares: u8,
+    /// Shares that are needed.
+    pub threshold: u8,
+    /// Salt of the verifiers, public and drawn for each set, so that a share of one is no share of another.
+    pub verifier_salt: [u8; 32],
+    /// One for every share.
+    pub verifiers: Vec<Verifier>,
+}
+
+/// How a seal comes by its KEK.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub enum Access {
+    /// Key holders put it together.
+    Shares(ShareSet),
+    /// A seal that opens by itself decrypts it.
+    Sealed {
+        /// What the seal is.
+        kind: SealKind,
+        /// The KEK, encrypted by it.
+        kek: SealedKek,
+    },
+}
+
 /// One seal, that is one way to the root key.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct SealEntry {
     /// Its name, unique among the seals.
     pub name: String,
-    /// What protects the KEK.
-    pub kind: SealKind,
-    /// Shares that were made.
-    pub shares: u8,
-    /// Shares that open it.
-    pub threshold: u8,
-    /// Salt of the verifiers, public.
-    pub verifier_salt: [u8; 32],
-    /// One for every share.
-    pub verifiers: Vec<Verifier>,
+    /// How its KEK is come by.
+    pub access: Access,
     /// The root key under the KEK.
     pub wrap: Wrap,
 }
@@ -98,6 +118,8 @@ pub struct SealConfig {
     pub root_commitment: [u8; 32],
     /// The ways to the root key.
     pub seals: Vec<SealEntry>,
+    /// Shares that prove who may rekey and make a new root token, where no shares open the vault. They open nothing.
+    pub recovery: Option<ShareSet>,
     /// When it was made, in milliseconds since the Unix epoch.
     pub created_ms: u64,
     /// HMAC-SHA256 over everything above, under a key derived from the root key.
@@ -177,7 +199,10 @@ pub enum ShareRejection {
         x: u8,
     },
     /// The vault is not opened by shares.
-    #[error("this vault has no seal that takes shares")]
+    #[error(
+        "this vault is not opened by shares but by its seals, by itself: look at the server's log for what keeps them \
+         from it; recovery shares open nothing"
+    )]
     NoShamirSeal,
 }
 
@@ -206,30 +231,77 @@ pub enum OpenError {
     Config(#[from] SealConfigError),
 }
 
-impl SealEntry {
-    /// Makes the verifiers of the shares that stand for `points`, for an entry under construction.
-    pub(super) fn verifiers_of(
-        salt: &[u8; 32],
+impl ShareSet {
+    /// The set of the shares that stand for `points`, with a fresh salt given by the caller.
+    pub(super) fn of(
+        verifier_salt: [u8; 32],
         vault_id: VaultId,
         generation: u32,
         points: &[SharePoint],
-    ) -> Vec<Verifier> {
-        let tag = |point: &SharePoint| verifier(salt, vault_id, generation, point).finish();
-        points.iter().map(|point| Verifier { x: point.x, tag: tag(point) }).collect()
+        threshold: u8,
+    ) -> Self {
+        let tag = |point: &SharePoint| verifier(&verifier_salt, vault_id, generation, point).finish();
+        let verifiers: Vec<_> = points.iter().map(|point| Verifier { x: point.x, tag: tag(point) }).collect();
+        let shares = u8::try_from(verifiers.len()).expect("no more than 255 shares are ever made");
+        Self { shares, threshold, verifier_salt, verifiers }
     }
 
-    fn check(&self, generation: u32) -> Result<(), &'static str> {
+    fn check(&self) -> Result<(), &'static str> {
         let numbers_fit = (1..=self.shares).contains(&self.threshold);
         let distinct = self.verifiers.iter().enumerate().all(|(n, verifier)| {
             verifier.x != 0 && self.verifiers[..n].iter().all(|earlier| earlier.x != verifier.x)
         });
         match () {
-            () if self.name.is_empty() || self.name.len() > MAX_NAME_LEN => Err("name of a seal"),
             () if !numbers_fit => Err("shares and threshold"),
             () if self.verifiers.len() != usize::from(self.shares) || !distinct => Err("verifiers"),
+            () => Ok(()),
+        }
+    }
+
+    /// Whether the point is one of this set's shares.
+    fn knows(&self, vault_id: VaultId, generation: u32, point: &SharePoint) -> bool {
+        let mac = verifier(&self.verifier_salt, vault_id, generation, point);
+        self.verifiers
+            .iter()
+            .find(|verifier| verifier.x == point.x)
+            .is_some_and(|known| mac.verify(&known.tag))
+    }
+
+    fn signed_into(&self, mut mac: Mac) -> Mac {
+        mac = mac
+            .u8(self.shares)
+            .u8(self.threshold)
+            .field(&self.verifier_salt)
+            .u32(count(self.verifiers.len()));
+        for verifier in &self.verifiers {
+            mac = mac.u8(verifier.x).field(&verifier.tag);
+        }
+        mac
+    }
+}
+
+impl SealEntry {
+    /// What protects the KEK.
+    #[must_use]
+    pub fn kind(&self) -> SealKind {
+        match &self.access {
+            Access::Shares(_) => SealKind::Shamir,
+            Access::Sealed { kind, .. } => *kind,
+        }
+    }
+
+    fn check(&self, generation: u32) -> Result<(), &'static str> {
+        match () {
+            () if self.name.is_empty() || self.name.len() > MAX_NAME_LEN => Err("name of a seal"),
             () if self.wrap.seal_name != self.name => Err("seal name in a wrap"),
             () if self.wrap.root_generation != generation => Err("root generation in a wrap"),
-            () => Ok(()),
+            () => match &self.access {
+                Access::Shares(set) => set.check(),
+                Access::Sealed { kind: SealKind::Shamir, .. } => Err("kind of a seal"),
+                Access::Sealed { kek, .. } if kek.key_id.len() > MAX_NAME_LEN => Err("key of a seal"),
+                Access::Sealed { kek, .. } if kek.blob.len() > MAX_BLOB_LEN => Err("encrypted KEK"),
+                Access::Sealed { .. } => Ok(()),
+            },
         }
     }
 }
@@ -241,11 +313,13 @@ impl SealConfig {
         vault_id: VaultId,
         root_generation: u32,
         seals: Vec<SealEntry>,
+        recovery: Option<ShareSet>,
         created_ms: u64,
         root: &RootKey,
     ) -> Self {
         let root_commitment = root_commitment(root, vault_id, root_generation);
-        let mut config = Self { vault_id, root_generation, root_commitment, seals, created_ms, mac: [0; 32] };
+        let mut config =
+            Self { vault_id, root_generation, root_commitment, seals, recovery, created_ms, mac: [0; 32] };
         config.mac = config.mac_under(root).finish();
         config
     }
@@ -282,13 +356,25 @@ impl SealConfig {
                 return Err(malformed("two seals of one name"));
             }
         }
+        config.recovery.as_ref().map_or(Ok(()), ShareSet::check).map_err(malformed)?;
         Ok(config)
     }
 
     /// The seal whose shares people hold, if there is one.
     #[must_use]
-    pub fn shamir(&self) -> Option<&SealEntry> {
-        self.seals.iter().find(|seal| seal.kind == SealKind::Shamir)
+    pub fn shamir(&self) -> Option<(&SealEntry, &ShareSet)> {
+        self.seals.iter().find_map(|seal| match &seal.access {
+            Access::Shares(set) => Some((seal, set)),
+            Access::Sealed { .. } => None,
+        })
+    }
+
+    /// The seals that open by themselves.
+    pub fn unattended(&self) -> impl Iterator<Item = (&SealEntry, &SealedKek)> {
+        self.seals.iter().filter_map(|seal| match &seal.access {
+            Access::Shares(_) => None,
+            Access::Sealed { kek, .. } => Some((seal, kek)),
+        })
     }
 
     /// Checks the configuration against the root key: first the commitment, then the MAC over every field.
@@ -308,7 +394,7 @@ impl SealConfig {
     /// # Errors
     /// [`ShareRejection`], which says what to do.
     pub fn check_share(&self, share: &Share) -> Result<(), ShareRejection> {
-        let seal = self.shamir().ok_or(ShareRejection::NoShamirSeal)?;
+        let (_, set) = self.shamir().ok_or(ShareRejection::NoShamirSeal)?;
         let current = self.root_generation;
         if let Some(origin) = share.origin {
             if origin.vault_tag != vault_tag(self.vault_id) {
@@ -324,9 +410,7 @@ impl SealConfig {
             }
         }
         let x = share.point.x;
-        let mac = verifier(&seal.verifier_salt, self.vault_id, current, &share.point);
-        let known = seal.verifiers.iter().find(|verifier| verifier.x == x);
-        match known.is_some_and(|known| mac.verify(&known.tag)) {
+        match set.knows(self.vault_id, current, &share.point) {
             true => Ok(()),
             false if share.origin.is_some() => Err(ShareRejection::Mistyped { x }),
             false => Err(ShareRejection::Unrecognised { x }),
@@ -338,9 +422,9 @@ impl SealConfig {
     /// # Errors
     /// [`OpenError`]; no part of the secrets is in it.
     pub fn unwrap_root(&self, points: &[SharePoint]) -> Result<RootKey, OpenError> {
-        let seal = self.shamir().ok_or(OpenError::NoShamirSeal)?;
-        if points.len() < usize::from(seal.threshold) {
-            return Err(OpenError::NotEnough { given: points.len(), needed: seal.threshold });
+        let (seal, set) = self.shamir().ok_or(OpenError::NoShamirSeal)?;
+        if points.len() < usize::from(set.threshold) {
+            return Err(OpenError::NotEnough { given: points.len(), needed: set.threshold });
         }
         let kek = on_wiped_stack(|| combine(points).map(|kek| Kek::from_bytes(&kek)))?;
         let root = seal.wrap.open(self.vault_id, &kek)?;
@@ -350,7 +434,6 @@ impl SealConfig {
 
     fn mac_under(&self, root: &RootKey) -> Mac {
         let key = derive::<SealCfg>(root, self.vault_id, self.root_generation);
-        let count = |len: usize| u32::try_from(len).expect("seals and shares are few");
         let mut mac = Mac::new(key.expose(), MAC_TAG)
             .u8(VERSION)
             .field(&self.vault_id.0)
@@ -359,16 +442,11 @@ impl SealConfig {
             .u64(self.created_ms)
             .u32(count(self.seals.len()));
         for seal in &self.seals {
-            mac = mac
-                .field(seal.name.as_bytes())
-                .u8(seal.kind.number())
-                .u8(seal.shares)
-                .u8(seal.threshold)
-                .field(&seal.verifier_salt)
-                .u32(count(seal.verifiers.len()));
-            for verifier in &seal.verifiers {
-                mac = mac.u8(verifier.x).field(&verifier.tag);
-            }
+            mac = mac.field(seal.name.as_bytes()).u8(seal.kind().number());
+            mac = match &seal.access {
+                Access::Shares(set) => set.signed_into(mac),
+                Access::Sealed { kek, .. } => mac.field(kek.key_id.as_bytes()).field(&kek.blob),
+            };
             mac = mac
                 .field(&seal.wrap.wrap_id)
                 .field(seal.wrap.seal_name.as_bytes())
@@ -378,8 +456,15 @@ impl SealConfig {
                 .field(&seal.wrap.nonce)
                 .field(&seal.wrap.ciphertext);
         }
-        mac
+        match &self.recovery {
+            None => mac.u8(0),
+            Some(set) => set.signed_into(mac.u8(1)),
+        }
     }
+}
+
+fn count(len: usize) -> u32 {
+    u32::try_from(len).expect("seals and shares are few")
 }
 
 /// Fixed-length integers, so that every byte of an encoding has one place; bounded, for it comes from the network.

@@ -3,7 +3,8 @@
 use keystead_fuzz::{Bounds, check};
 
 use super::{
-    config::{SealConfig, SealEntry, SealKind},
+    auto::SealedKek,
+    config::{Access, SealConfig, SealEntry, SealKind, ShareSet},
     shamir::SharePoint,
     share::Share,
     wrap::Wrap,
@@ -65,14 +66,17 @@ fn config() -> SealConfig {
         (1..=5).map(|x| SharePoint { x, y: ShareBytes::from_bytes(&[x; 32]) }).collect();
     let entry = SealEntry {
         name: "shamir".to_owned(),
-        kind: SealKind::Shamir,
-        shares: 5,
-        threshold: 3,
-        verifier_salt: [4; 32],
-        verifiers: SealEntry::verifiers_of(&[4; 32], VAULT, 3, &points),
+        access: Access::Shares(ShareSet::of([4; 32], VAULT, 3, &points, 3)),
         wrap: Wrap::seal(VAULT, "shamir", 3, &Kek::from_bytes(&[0x22; 32]), &root),
     };
-    SealConfig::signed(VAULT, 3, vec![entry], 17, &root)
+    let kek = SealedKek { key_id: "key".to_owned(), blob: vec![8; 61] };
+    let token = SealEntry {
+        name: "token".to_owned(),
+        access: Access::Sealed { kind: SealKind::Pkcs11, kek },
+        wrap: Wrap::seal(VAULT, "token", 3, &Kek::from_bytes(&[0x33; 32]), &root),
+    };
+    let recovery = ShareSet::of([5; 32], VAULT, 3, &points[..2], 2);
+    SealConfig::signed(VAULT, 3, vec![entry, token], Some(recovery), 17, &root)
 }
 
 #[test]
@@ -82,8 +86,9 @@ fn fuzz_seal_config() {
     check!(vec![good.encode()], CONFIG_BOUNDS, |input: &[u8]| {
         let Ok(config) = SealConfig::decode(input) else { return };
         assert_eq!(config.encode(), input, "a configuration has one encoding");
-        let seal = config.shamir().expect("the only kind there is");
-        assert!((1..=seal.shares).contains(&seal.threshold));
+        for set in config.shamir().map(|(_, set)| set).into_iter().chain(&config.recovery) {
+            assert!((1..=set.shares).contains(&set.threshold));
+        }
         // Nothing but what was signed is borne out by the root key.
         assert_eq!(config.verify(&root).is_ok(), config == good);
         drop(config.check_share(&typed));

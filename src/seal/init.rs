@@ -1,6 +1,6 @@
 //! Making the root key of a new vault, or of a new generation, and handing out its shares.
 
-use super::config::{SealConfig, SealEntry, SealKind};
+use super::config::{Access, SealConfig, SealEntry, ShareSet};
 use super::shamir::{SplitError, split};
 use super::share::Share;
 use super::wrap::Wrap;
@@ -68,17 +68,13 @@ pub fn reseal(
     }
     let kek = Kek::random();
     let points = split(kek.expose(), params.shares, params.threshold)?;
-    let verifier_salt = random_array();
+    let set = ShareSet::of(random_array(), vault_id, root_generation, &points, params.threshold);
     let seal = SealEntry {
         name: SHAMIR_SEAL.to_owned(),
-        kind: SealKind::Shamir,
-        shares: params.shares,
-        threshold: params.threshold,
-        verifier_salt,
-        verifiers: SealEntry::verifiers_of(&verifier_salt, vault_id, root_generation, &points),
+        access: Access::Shares(set),
         wrap: Wrap::seal(vault_id, SHAMIR_SEAL, root_generation, &kek, root),
     };
-    let config = SealConfig::signed(vault_id, root_generation, vec![seal], params.now_ms, root);
+    let config = SealConfig::signed(vault_id, root_generation, vec![seal], None, params.now_ms, root);
     let shares = points.into_iter().map(|point| Share::new(vault_id, root_generation, point)).collect();
     Ok((config, shares))
 }
@@ -109,7 +105,8 @@ mod tests {
         assert_ne!(one.seal_config.vault_id, two.seal_config.vault_id);
         assert!(!one.root_key.ct_eq(&two.root_key));
         assert!(!one.shares[0].point.y.ct_eq(&two.shares[0].point.y));
-        assert_ne!(one.seal_config.seals[0].verifier_salt, two.seal_config.seals[0].verifier_salt);
+        let salt = |made: &InitOutput| made.seal_config.shamir().map(|(_, set)| set.verifier_salt);
+        assert_ne!(salt(&one), salt(&two));
     }
 
     #[test]

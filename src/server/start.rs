@@ -26,12 +26,12 @@ use super::{
 use crate::{
     api,
     config::{
-        LinearizableReads, ListenAddress, ListenerConfig, RaftStorageConfig, RetryJoin, ServerConfig,
-        StorageConfig, TcpListenerConfig,
+        LinearizableReads, ListenAddress, ListenerConfig, RaftStorageConfig, RetryJoin, SealStanza,
+        ServerConfig, StorageConfig, TcpListenerConfig,
     },
     core::{Core, Settings},
-    node::{JoinTarget, Node, NodeSettings, uuid},
-    seal::SealKind,
+    node::{JoinTarget, Node, NodeSettings, Seals, uuid},
+    seal::{self, SealKind},
     secret::SecretString,
 };
 
@@ -92,10 +92,7 @@ impl Server {
             ListenerConfig::Unix(_) => None,
         });
         let first = first.ok_or_else(|| Failure("a listener \"tcp\" must be configured".into()))?;
-        if let Some(seal) = config.seals.iter().find(|seal| seal.seal_kind() != SealKind::Shamir) {
-            let kind = seal.seal_kind();
-            return Err(Failure(format!("seal \"{kind}\" cannot open a vault yet; take the stanza out")));
-        }
+        check_seals(&config.seals)?;
         let mut listeners = config
             .listeners
             .iter()
@@ -117,6 +114,7 @@ impl Server {
         let retry_join = raft.retry_join.iter().map(join_target).collect::<Result<_, _>>()?;
         let max_entry_size = max_entry_size(&raft)?;
         let pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
+        let seals = Seals::new(seal::build(&config.seals, Some(dir.path()), &seal::own_program()));
         let node = Node::start(NodeSettings {
             dir: Arc::new(dir),
             node_id,
@@ -130,6 +128,7 @@ impl Server {
             quorum_reads: config.linearizable_reads == LinearizableReads::Quorum,
             dev_mounts: dev.mounts,
             dev_root_token: dev.root_token,
+            seals,
         })
         .await
         .map_err(|e| broken(&e))?;
@@ -216,6 +215,23 @@ impl Server {
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// What cannot be done with seals so far, and what should not be done with them.
+fn check_seals(seals: &[SealStanza]) -> Result<(), Failure> {
+    if let Some(stanza) = seals.iter().find(|stanza| stanza.disabled) {
+        return Err(Failure(format!(
+            "seal \"{}\" is disabled, which asks for a migration to another seal, and that is not built yet: take the stanza out, or \"disabled\" out of it",
+            stanza.name
+        )));
+    }
+    for stanza in seals.iter().filter(|stanza| stanza.seal_kind() == SealKind::File) {
+        tracing::warn!(
+            seal = stanza.name,
+            "seal \"file\" is for development: whoever has this disk has the key to the vault"
+        );
+    }
+    Ok(())
 }
 
 /// The file with the process's id, removed when it is dropped.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use common::one;
-use keystead::seal::SealConfig;
+use keystead::seal::{Access, SealConfig};
 
 use crate::{
     common,
@@ -38,7 +38,10 @@ async fn case_27_a_seal_configuration_that_was_edited_on_disk_opens_nothing() {
     type Change = fn(&mut SealConfig);
     let changes: [(&str, Change); 4] = [
         ("its date", |config| config.created_ms ^= 1),
-        ("the threshold", |config| config.seals[0].threshold = 2),
+        ("the threshold", |config| match &mut config.seals[0].access {
+            Access::Shares(set) => set.threshold = 2,
+            Access::Sealed { .. } => panic!("shares open it"),
+        }),
         ("the root's commitment", |config| config.root_commitment[0] ^= 1),
         ("the wrap", |config| config.seals[0].wrap.ciphertext[3] ^= 1),
     ];

@@ -181,7 +181,7 @@ async fn case_25_a_wrap_offered_as_challenge_is_not_opened_for_the_impostor() {
     let config = SealConfig::decode(&config).unwrap();
     let points: Vec<_> = cluster.shares().iter().map(|share| Share::parse(share).unwrap().point).collect();
     let root = config.unwrap_root(&points).unwrap();
-    let wrap = config.shamir().unwrap().wrap.ciphertext;
+    let wrap = config.shamir().unwrap().0.wrap.ciphertext;
 
     // The whole wrap is no challenge at all: it has the wrong length.
     for _ in 0..2 {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use keystead::config::{PinSource, Pkcs11Config, WrapMechanism};
 use keystead::seal::Pkcs11Seal;
 use keystead::secret::SecretString;
+use keystead_chaos::skip;
 use tempfile::TempDir;
 
 /// The binary under test, which is its own helper.
@@ -39,7 +40,7 @@ impl Stage {
     /// One token "zone-a"; `None`, with a word on it, where there is no SoftHSM.
     pub fn new() -> Option<Stage> {
         let Some(softhsm) = softhsm() else {
-            println!("SKIPPED: SoftHSM is not installed (Debian: apt-get install softhsm2)");
+            skip("SoftHSM is not installed (Debian: apt-get install softhsm2)");
             return None;
         };
         let stage = Stage { directory: tempfile::tempdir().unwrap(), module: PathBuf::from(softhsm) };

@@ -14,6 +14,14 @@ fn points(shares: &[Share]) -> Vec<SharePoint> {
     shares.iter().map(|share| SharePoint { x: share.point.x, y: share.point.y.duplicate() }).collect()
 }
 
+/// The shares of an entry.
+fn set(seal: &mut SealEntry) -> &mut ShareSet {
+    match &mut seal.access {
+        Access::Shares(set) => set,
+        Access::Sealed { .. } => panic!("{} takes no shares", seal.name),
+    }
+}
+
 /// A configuration without anything random in it.
 fn fixed() -> (SealConfig, RootKey) {
     let (vault_id, root) = (VaultId([7; 16]), RootKey::from_bytes(&[0x11; 32]));
@@ -29,14 +37,10 @@ fn fixed() -> (SealConfig, RootKey) {
     };
     let seal = SealEntry {
         name: "shamir".to_owned(),
-        kind: SealKind::Shamir,
-        shares: 1,
-        threshold: 1,
-        verifier_salt: [6; 32],
-        verifiers: SealEntry::verifiers_of(&[6; 32], vault_id, 4, &[point]),
+        access: Access::Shares(ShareSet::of([6; 32], vault_id, 4, &[point], 1)),
         wrap,
     };
-    (SealConfig::signed(vault_id, 4, vec![seal], 0x0102_0304, &root), root)
+    (SealConfig::signed(vault_id, 4, vec![seal], None, 0x0102_0304, &root), root)
 }
 
 #[test]
@@ -47,24 +51,24 @@ fn formats_are_the_written_ones() {
         "29610e381f14677556307c1539b06fab2405d185a87c70d0f39a2bf99d3bc0cc"
     );
     assert_eq!(
-        hex::encode(config.seals[0].verifiers[0].tag),
+        hex::encode(config.shamir().unwrap().1.verifiers[0].tag),
         "1f4d57d658c0e28646b637c76c3ed8b8f6e1ec1d1d0d43caae700ae3a93c7c12"
     );
-    assert_eq!(hex::encode(config.mac), "0430a1ce381e8b37e2f520340037121e7999d366717a5a038c747d57df221821");
+    assert_eq!(hex::encode(config.mac), "fdde4f5ed9d821eecf67f8318a36fac9ed4fd6db0d90498ef89910f7b5a7bbfd");
     let expected = [
-        "01",
+        "02",
         &"07".repeat(16),
         "00000004",
         &hex::encode(config.root_commitment),
         "0000000000000001",
         "0000000000000006",
         &hex::encode("shamir"),
-        "00000000", // the kind, as the codec numbers it
+        "00000000", // shares, as the codec numbers it
         "0101",
         &"06".repeat(32),
         "0000000000000001",
         "01",
-        &hex::encode(config.seals[0].verifiers[0].tag),
+        &hex::encode(config.shamir().unwrap().1.verifiers[0].tag),
         &"01".repeat(16),
         "0000000000000006",
         &hex::encode("shamir"),
@@ -73,6 +77,7 @@ fn formats_are_the_written_ones() {
         &"03".repeat(32),
         &"04".repeat(12),
         &"05".repeat(48),
+        "00", // no recovery shares
         "0000000001020304",
         &hex::encode(config.mac),
     ]
@@ -111,12 +116,12 @@ fn every_field_is_under_the_mac() {
     let (config, root) = fixed();
     let seal_changes: [fn(&mut SealEntry); 12] = [
         |seal| seal.name.push('x'),
-        |seal| seal.shares += 1,
-        |seal| seal.threshold += 1,
-        |seal| seal.verifier_salt[0] ^= 1,
-        |seal| seal.verifiers[0].x += 1,
-        |seal| seal.verifiers[0].tag[0] ^= 1,
-        |seal| seal.verifiers.clear(),
+        |seal| set(seal).shares += 1,
+        |seal| set(seal).threshold += 1,
+        |seal| set(seal).verifier_salt[0] ^= 1,
+        |seal| set(seal).verifiers[0].x += 1,
+        |seal| set(seal).verifiers[0].tag[0] ^= 1,
+        |seal| set(seal).verifiers.clear(),
         |seal| seal.wrap.wrap_id[0] ^= 1,
         |seal| seal.wrap.seal_name.push('x'),
         |seal| seal.wrap.root_generation += 1,
@@ -139,6 +144,47 @@ fn every_field_is_under_the_mac() {
     assert_eq!(vault.verify(&root), Err(SealConfigError::WrongRoot));
 }
 
+/// A configuration with a seal that opens by itself, and recovery shares.
+fn unattended() -> (SealConfig, RootKey) {
+    let (config, root) = fixed();
+    let mut seal = config.seals[0].clone();
+    let recovery = Some(set(&mut seal).clone());
+    let kek = SealedKek { key_id: "key".to_owned(), blob: vec![9; 40] };
+    seal.access = Access::Sealed { kind: SealKind::Pkcs11, kek };
+    (SealConfig::signed(config.vault_id, 4, vec![seal], recovery, config.created_ms, &root), root)
+}
+
+#[test]
+fn every_field_of_a_seal_that_opens_by_itself_and_of_recovery_is_under_the_mac() {
+    fn kek(config: &mut SealConfig) -> &mut SealedKek {
+        match &mut config.seals[0].access {
+            Access::Sealed { kek, .. } => kek,
+            Access::Shares(_) => panic!("it takes shares"),
+        }
+    }
+    let (config, root) = unattended();
+    assert_eq!(config.verify(&root), Ok(()));
+    assert_eq!(SealConfig::decode(&config.encode()).as_ref(), Ok(&config));
+    let changes: [fn(&mut SealConfig); 8] = [
+        |config| kek(config).key_id.push('x'),
+        |config| kek(config).blob[0] ^= 1,
+        |config| kek(config).blob.push(0),
+        |config| {
+            let kek = kek(config).clone();
+            config.seals[0].access = Access::Sealed { kind: SealKind::File, kek };
+        },
+        |config| config.seals[0].access = Access::Shares(config.recovery.clone().unwrap()),
+        |config| config.recovery = None,
+        |config| config.recovery.as_mut().unwrap().threshold += 1,
+        |config| config.recovery.as_mut().unwrap().verifiers[0].tag[0] ^= 1,
+    ];
+    for (n, change) in changes.iter().enumerate() {
+        let mut changed = config.clone();
+        change(&mut changed);
+        assert_eq!(changed.verify(&root), Err(SealConfigError::Tampered), "change {n}");
+    }
+}
+
 #[test]
 fn what_cannot_have_been_written_is_malformed() {
     let (config, _) = fixed();
@@ -152,18 +198,32 @@ fn what_cannot_have_been_written_is_malformed() {
     };
     assert_eq!(what(|config| config.seals.clear()), "number of seals");
     assert_eq!(what(|config| config.seals.push(config.seals[0].clone())), "two seals of one name");
-    assert_eq!(what(|config| config.seals[0].threshold = 2), "shares and threshold");
-    assert_eq!(what(|config| config.seals[0].threshold = 0), "shares and threshold");
-    assert_eq!(what(|config| config.seals[0].shares = 2), "verifiers");
-    assert_eq!(what(|config| config.seals[0].verifiers[0].x = 0), "verifiers");
+    assert_eq!(what(|config| set(&mut config.seals[0]).threshold = 2), "shares and threshold");
+    assert_eq!(what(|config| set(&mut config.seals[0]).threshold = 0), "shares and threshold");
+    assert_eq!(what(|config| set(&mut config.seals[0]).shares = 2), "verifiers");
+    assert_eq!(what(|config| set(&mut config.seals[0]).verifiers[0].x = 0), "verifiers");
     assert_eq!(what(|config| config.seals[0].wrap.seal_name.clear()), "seal name in a wrap");
     assert_eq!(what(|config| config.seals[0].wrap.root_generation = 5), "root generation in a wrap");
     assert_eq!(what(|config| config.seals[0].name.clear()), "name of a seal");
+    let what_of = |change: fn(&mut SealedKek, &mut SealKind)| {
+        let (mut changed, _) = unattended();
+        if let Access::Sealed { kek, kind } = &mut changed.seals[0].access {
+            change(kek, kind);
+        }
+        SealConfig::decode(&changed.encode())
+    };
+    let malformed = |what| Err(SealConfigError::Malformed { what });
+    assert_eq!(what_of(|kek, _| kek.blob = vec![0; MAX_BLOB_LEN + 1]), malformed("encrypted KEK"));
+    assert_eq!(what_of(|kek, _| kek.key_id = "x".repeat(MAX_NAME_LEN + 1)), malformed("key of a seal"));
+    assert_eq!(what_of(|_, kind| *kind = SealKind::Shamir), malformed("kind of a seal"));
+    let (mut recovery, _) = unattended();
+    recovery.recovery.as_mut().unwrap().threshold = 2;
+    assert_eq!(SealConfig::decode(&recovery.encode()), malformed("shares and threshold"));
     let mut newer = config.encode();
-    newer[0] = 2;
-    assert_eq!(SealConfig::decode(&newer), Err(SealConfigError::UnknownVersion { version: 2 }));
+    newer[0] = 3;
+    assert_eq!(SealConfig::decode(&newer), Err(SealConfigError::UnknownVersion { version: 3 }));
     assert!(SealConfig::decode(&[]).is_err());
-    assert!(SealConfig::decode(&[&[1][..], &[0xFF; 4000]].concat()).is_err());
+    assert!(SealConfig::decode(&[&[2][..], &[0xFF; 4000]].concat()).is_err());
 }
 
 #[test]
@@ -255,7 +315,7 @@ fn case_27_wrap_of_another_root_or_a_changed_configuration_does_not_open() {
     assert_eq!(refused, OpenError::Config(SealConfigError::Tampered));
 
     let mut fewer = made.seal_config.clone();
-    fewer.seals[0].threshold = 2;
+    set(&mut fewer.seals[0]).threshold = 2;
     let refused = fewer.unwrap_root(&enough).unwrap_err();
     assert_eq!(refused, OpenError::Config(SealConfigError::Tampered));
 }

@@ -1,0 +1,227 @@
+//! The root key behind seals that open by themselves: wrapped by each of them, opened by any one.
+
+use std::sync::Arc;
+
+use hkdf::Hkdf;
+use sha2::Sha256;
+
+use super::auto::{AutoSeal, SealFault, SealedKek};
+use super::config::{Access, SealConfig, SealConfigError, SealEntry, ShareSet};
+use super::init::{InitError, InitOutput, InitParams};
+use super::shamir::split;
+use super::share::Share;
+use super::wrap::{Wrap, WrapError};
+use crate::barrier::{Aad, VaultId};
+use crate::secret::{Kek, RootKey, SecretBytes, fill_random, on_wiped_stack, random_array};
+
+const KEK_TAG: &str = "keystead/v1/sealed-kek";
+const MIX_TAG: &[u8] = b"keystead/v1/entropy";
+
+/// Why a seal did not open the root key.
+#[derive(Debug, thiserror::Error)]
+pub enum UnattendedError {
+    /// The seal itself.
+    #[error(transparent)]
+    Seal(#[from] SealFault),
+    /// The KEK came out, and is not the one of this wrap.
+    #[error("the seal's key does not fit the wrap of the root key: {0}")]
+    Wrap(#[from] WrapError),
+    /// The root key was found and does not bear out the configuration.
+    #[error(transparent)]
+    Config(#[from] SealConfigError),
+}
+
+impl SealEntry {
+    /// Wraps `root` under a fresh KEK that `seal` encrypts.
+    ///
+    /// # Errors
+    /// The seal's.
+    pub async fn wrapped_by(
+        seal: &dyn AutoSeal,
+        vault_id: VaultId,
+        root_generation: u32,
+        root: &RootKey,
+    ) -> Result<Self, SealFault> {
+        let entropy = entropy_of(&[seal]).await;
+        let kek = Kek::filled(|key| mixed(key, &entropy));
+        let wrap = Wrap::seal(vault_id, seal.name(), root_generation, &kek, root);
+        let sealed = seal.encrypt(&kek, &fields(vault_id, &wrap)).await?;
+        let access = Access::Sealed { kind: seal.kind(), kek: sealed };
+        Ok(Self { name: seal.name().to_owned(), access, wrap })
+    }
+}
+
+impl SealConfig {
+    /// Opens the root key with the seal whose entry this is, and checks it and this configuration.
+    ///
+    /// # Errors
+    /// [`UnattendedError`]; no part of the secrets is in it.
+    pub async fn open_with(
+        &self,
+        seal: &dyn AutoSeal,
+        (entry, sealed): (&SealEntry, &SealedKek),
+    ) -> Result<RootKey, UnattendedError> {
+        let kek = seal.decrypt(sealed, &fields(self.vault_id, &entry.wrap)).await?;
+        let root = entry.wrap.open(self.vault_id, &kek)?;
+        self.verify(&root)?;
+        Ok(root)
+    }
+}
+
+/// What an encrypted KEK belongs to: the fields of its wrap.
+fn fields(vault_id: VaultId, wrap: &Wrap) -> Vec<u8> {
+    Aad::new(KEK_TAG)
+        .field(&vault_id.0)
+        .field(wrap.seal_name.as_bytes())
+        .u32(wrap.root_generation)
+        .field(&wrap.wrap_id)
+        .finish()
+}
+
+/// Random bytes of every seal that has a generator. One that fails gives none: the operating system's are enough alone.
+async fn entropy_of(seals: &[&dyn AutoSeal]) -> Vec<SecretBytes> {
+    let mut entropy = Vec::new();
+    for seal in seals {
+        match seal.random(32).await {
+            Ok(bytes) => entropy.extend(bytes),
+            Err(error) => tracing::warn!(seal = seal.name(), %error, "a seal gave no random bytes"),
+        }
+    }
+    entropy
+}
+
+/// Fills a key from the operating system's generator and what seals gave besides (HKDF-SHA256, RFC 5869).
+fn mixed(key: &mut [u8; 32], entropy: &[SecretBytes]) {
+    fill_random(key);
+    on_wiped_stack(|| {
+        for bytes in entropy {
+            let extracted = Hkdf::<Sha256>::new(Some(&key[..]), bytes);
+            extracted.expand(MIX_TAG, key).expect("32 bytes are fewer than HKDF-SHA256 can give");
+        }
+    });
+}
+
+/// A vault whose root key seals keep, and what became of those that could not.
+pub struct UnattendedInit {
+    /// The vault; its shares are the recovery shares.
+    pub output: InitOutput,
+    /// Seals by which the root key is not wrapped yet, and why.
+    pub missing: Vec<(String, SealFault)>,
+}
+
+/// Why no vault was made.
+#[derive(Debug, thiserror::Error)]
+pub enum UnattendedInitError {
+    /// The numbers of the recovery shares do not fit.
+    #[error(transparent)]
+    Shares(#[from] InitError),
+    /// No seal works.
+    #[error("no seal can wrap the root key: {0}")]
+    NoSeal(String),
+}
+
+/// Draws vault id and root key of a new vault, which `seals` wrap, and recovery shares.
+///
+/// # Errors
+/// [`UnattendedInitError`]. One seal that works is enough; the others can be added when they do.
+pub async fn init_unattended(
+    params: &InitParams,
+    seals: &[Arc<dyn AutoSeal>],
+) -> Result<UnattendedInit, UnattendedInitError> {
+    let (vault_id, generation) = (VaultId(random_array()), 1);
+    if params.threshold == 1 && params.shares > 1 {
+        return Err(InitError::ThresholdOne.into());
+    }
+    // The shares are of a key of their own, so that they can become those of a Shamir seal.
+    let points = split(Kek::random().expose(), params.shares, params.threshold).map_err(InitError::from)?;
+    let recovery = ShareSet::of(random_array(), vault_id, generation, &points, params.threshold);
+    let all: Vec<&dyn AutoSeal> = seals.iter().map(|seal| &**seal).collect();
+    let entropy = entropy_of(&all).await;
+    let root_key = RootKey::filled(|key| mixed(key, &entropy));
+    let (mut entries, mut missing) = (Vec::new(), Vec::new());
+    for seal in seals {
+        let wrapped = match seal.prepare().await {
+            Ok(()) => SealEntry::wrapped_by(&**seal, vault_id, generation, &root_key).await,
+            Err(fault) => Err(fault),
+        };
+        match wrapped {
+            Ok(entry) => entries.push(entry),
+            Err(fault) => missing.push((seal.name().to_owned(), fault)),
+        }
+    }
+    if entries.is_empty() {
+        let faults = missing.iter().map(|(name, fault)| format!("{name}: {fault}"));
+        return Err(UnattendedInitError::NoSeal(faults.collect::<Vec<_>>().join("; ")));
+    }
+    let seal_config =
+        SealConfig::signed(vault_id, generation, entries, Some(recovery), params.now_ms, &root_key);
+    let shares = points.into_iter().map(|point| Share::new(vault_id, generation, point)).collect();
+    Ok(UnattendedInit { output: InitOutput { seal_config, root_key, shares }, missing })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seal::{FileSeal, ShareRejection};
+
+    const PARAMS: InitParams = InitParams { shares: 5, threshold: 3, now_ms: 1_700_000_000_000 };
+
+    fn two() -> (tempfile::TempDir, Vec<Arc<dyn AutoSeal>>) {
+        let dir = tempfile::tempdir().unwrap();
+        let seal = |name: &str| Arc::new(FileSeal::new(name, &dir.path().join(name))) as Arc<dyn AutoSeal>;
+        let seals = vec![seal("one"), seal("two")];
+        (dir, seals)
+    }
+
+    #[tokio::test]
+    async fn each_seal_opens_the_vault_and_its_entry_alone() {
+        let (_dir, seals) = two();
+        let made = init_unattended(&PARAMS, &seals).await.unwrap();
+        assert!(made.missing.is_empty());
+        let config = SealConfig::decode(&made.output.seal_config.encode()).unwrap();
+        let entries: Vec<_> = config.unattended().collect();
+        for (seal, entry) in seals.iter().zip(&entries) {
+            assert!(config.open_with(&**seal, *entry).await.unwrap().ct_eq(&made.output.root_key));
+        }
+        let crossed = config.open_with(&*seals[0], entries[1]).await.unwrap_err();
+        assert!(matches!(crossed, UnattendedError::Seal(SealFault::NotOurs(_))), "{crossed}");
+    }
+
+    #[tokio::test]
+    async fn recovery_shares_open_nothing() {
+        let (_dir, seals) = two();
+        let made = init_unattended(&PARAMS, &seals).await.unwrap().output;
+        assert_eq!(made.shares.len(), 5);
+        for share in &made.shares {
+            assert_eq!(made.seal_config.check_share(share), Err(ShareRejection::NoShamirSeal));
+        }
+        let points: Vec<_> = made.shares.into_iter().map(|share| share.point).collect();
+        assert!(made.seal_config.unwrap_root(&points).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_seal_that_does_not_work_is_left_out_and_named() {
+        let (dir, mut seals) = two();
+        seals.push(Arc::new(FileSeal::new("gone", &dir.path().join("no/such/directory"))));
+        let made = init_unattended(&PARAMS, &seals).await.unwrap();
+        assert_eq!(made.output.seal_config.unattended().count(), 2);
+        assert_eq!(made.missing[0].0, "gone");
+        let none = init_unattended(&PARAMS, &seals[2..]).await;
+        assert!(matches!(none, Err(UnattendedInitError::NoSeal(text)) if text.contains("no/such/directory")));
+    }
+
+    #[tokio::test]
+    async fn no_changed_byte_of_an_entry_is_borne_out() {
+        let (_dir, seals) = two();
+        let made = init_unattended(&PARAMS, &seals[..1]).await.unwrap().output;
+        let bytes = made.seal_config.encode();
+        for at in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            let Ok(config) = SealConfig::decode(&changed) else { continue };
+            for entry in config.unattended() {
+                assert!(config.open_with(&*seals[0], entry).await.is_err(), "byte {at}");
+            }
+        }
+    }
+}

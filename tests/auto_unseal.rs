@@ -1,0 +1,251 @@
+//! Nodes that open by themselves: with keys in files, and with a token.
+#![allow(clippy::unwrap_used)] // in a test, a panic is the report
+
+mod common;
+#[allow(dead_code)] // its own tests use all of it
+#[path = "hsm/stage.rs"]
+mod stage;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use common::{at_most, one, three};
+use keystead_chaos::{Builder, Cluster, Node, Result, wait};
+use serde_json::{Value, json};
+use stage::Stage;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A directory with the key files, and the stanzas that name them.
+struct Keys(tempfile::TempDir);
+
+impl Keys {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn stanzas(&self, names: &[&str]) -> Vec<String> {
+        let stanza = |(at, name): (usize, &&str)| {
+            let path = self.path(name).display().to_string();
+            format!(
+                "seal \"file\" {{\n  name     = \"{name}\"\n  priority = {}\n  path     = \"{path}\"\n}}",
+                at + 1
+            )
+        };
+        names.iter().enumerate().map(stanza).collect()
+    }
+}
+
+fn with(builder: Builder, stanzas: Vec<String>) -> Builder {
+    builder.configure(move |_, config| config.lines.extend(stanzas.iter().cloned()))
+}
+
+/// Initialises with recovery shares, and gives them.
+async fn init(cluster: &Cluster) -> Vec<String> {
+    let body = json!({ "recovery_shares": 5, "recovery_threshold": 3 });
+    let made = cluster.at(0).call("PUT", "sys/init", Some(&body)).await.unwrap().ok().unwrap().json();
+    assert_eq!(made["keys"], json!([]), "nobody needs a share to open it");
+    for node in cluster.nodes() {
+        node.set_token(made["root_token"].as_str().unwrap());
+    }
+    let shares = made["recovery_keys_base64"].as_array().unwrap().iter();
+    shares.map(|share| share.as_str().unwrap().to_owned()).collect()
+}
+
+async fn status(node: &Node, what: &str, good: impl Fn(&Value) -> bool) -> Value {
+    let look = || async {
+        node.alive()?;
+        let status = node.seal_status().await?;
+        if good(&status) {
+            Result::Ok(status)
+        } else {
+            Err(keystead_chaos::Error::Broken(status.to_string()))
+        }
+    };
+    wait::until(&format!("{} {what}", node.name()), SOON, look).await.unwrap()
+}
+
+async fn open(node: &Node) -> Value {
+    status(node, "to be open", |status| status["sealed"] == false).await
+}
+
+fn warns(status: &Value, of: &str) -> bool {
+    status["warnings"].as_array().into_iter().flatten().any(|line| line.as_str().unwrap().contains(of))
+}
+
+async fn start_all(cluster: &Cluster) {
+    for node in cluster.nodes() {
+        node.start().await.unwrap();
+    }
+}
+
+/// Three nodes start, one is initialised, all serve; all are killed, started, and serve again; nobody opens anything.
+async fn unattended(cluster: &Cluster, kind: &str) {
+    let shares = init(cluster).await;
+    assert_eq!(shares.len(), 5);
+    cluster.voters(3, SOON).await.unwrap();
+    for node in cluster.nodes() {
+        let status = open(node).await;
+        assert_eq!((&status["type"], &status["recovery_seal"]), (&json!(kind), &json!(true)), "{status}");
+        assert_eq!((&status["t"], &status["n"]), (&json!(3), &json!(5)), "{status}");
+    }
+    cluster.mount_kv().await.unwrap();
+    cluster.at(0).put("a", &json!({ "v": "kept" })).await.unwrap();
+    cluster.kill_together(&[0, 1, 2]).unwrap();
+    start_all(cluster).await;
+    for (at, node) in cluster.nodes().iter().enumerate() {
+        open(node).await;
+        cluster.serves(at, SOON).await.unwrap();
+        assert_eq!(node.get("a").await.unwrap().unwrap()["v"], "kept");
+    }
+}
+
+#[tokio::test]
+async fn three_nodes_with_a_key_in_a_file_need_nobody() {
+    let keys = Keys::new();
+    let cluster = Box::pin(with(three(), keys.stanzas(&["file"])).start()).await.unwrap();
+    unattended(&cluster, "file").await;
+    let status = open(cluster.at(0)).await;
+    assert!(warns(&status, "for development only") && warns(&status, "configure a second seal"), "{status}");
+    let mode = fs::metadata(keys.path("file")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn three_nodes_with_a_token_need_nobody() {
+    let Some(stage) = Stage::new() else { return };
+    let stanza = format!(
+        "seal \"pkcs11\" {{\n  lib          = \"{}\"\n  token_label  = \"zone-a\"\n  pin          = \"{}\"\n  key_label    = \
+         \"keystead\"\n  generate_key = true\n}}",
+        stage.module.display(),
+        stage::PIN
+    );
+    let builder = with(Builder::new(stage.path("helper"), 3), vec![stanza]);
+    let cluster = Box::pin(builder.start()).await.unwrap();
+    unattended(&cluster, "pkcs11").await;
+    // A token that is gone takes nothing from who is open, and opens nobody; when it is back, it does.
+    let aside = stage.path("aside");
+    fs::rename(stage.path("tokens"), &aside).unwrap();
+    cluster.at(0).put("b", &json!({ "v": "written without a token" })).await.unwrap();
+    cluster.at(2).kill();
+    cluster.at(2).start().await.unwrap();
+    status(cluster.at(2), "to miss its token", |status| {
+        status["sealed"] == true && warns(status, "does not work")
+    })
+    .await;
+    fs::rename(&aside, stage.path("tokens")).unwrap();
+    open(cluster.at(2)).await;
+    cluster.serves(2, SOON).await.unwrap();
+    assert_eq!(cluster.at(2).get("b").await.unwrap().unwrap()["v"], "written without a token");
+}
+
+#[tokio::test]
+async fn either_of_two_seals_opens_and_the_missing_one_is_named() {
+    let keys = Keys::new();
+    let cluster = Box::pin(with(one(), keys.stanzas(&["east", "west"])).start()).await.unwrap();
+    init(&cluster).await;
+    let node = cluster.at(0);
+    let status_of_both = open(node).await;
+    assert!(!warns(&status_of_both, "second seal"), "{status_of_both}");
+    for gone in ["east", "west"] {
+        let aside = keys.path("aside");
+        fs::rename(keys.path(gone), &aside).unwrap();
+        node.kill();
+        node.start().await.unwrap();
+        let status = open(node).await;
+        assert_eq!(warns(&status, "seal \"east\" does not work"), gone == "east", "{status}");
+        fs::rename(&aside, keys.path(gone)).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_seal_that_is_gone_or_another_leaves_the_node_sealed_until_it_is_back() {
+    let keys = Keys::new();
+    let cluster = Box::pin(with(one(), keys.stanzas(&["file"])).start()).await.unwrap();
+    init(&cluster).await;
+    let node = cluster.at(0);
+    open(node).await;
+    node.kill();
+    let aside = keys.path("aside");
+    fs::rename(keys.path("file"), &aside).unwrap();
+    node.start().await.unwrap();
+    let gone = |status: &Value| status["sealed"] == true && warns(status, "cannot be read");
+    status(node, "to miss its key", gone).await;
+    // Another key is there.
+    fs::write(keys.path("file"), format!("{}\n", "ab".repeat(32))).unwrap();
+    fs::set_permissions(keys.path("file"), fs::Permissions::from_mode(0o600)).unwrap();
+    let other = |status: &Value| status["sealed"] == true && warns(status, "was not wrapped with the key");
+    status(node, "to refuse another key", other).await;
+    fs::rename(&aside, keys.path("file")).unwrap();
+    let status = open(node).await;
+    assert!(!warns(&status, "does not work"), "{status}");
+}
+
+#[tokio::test]
+async fn recovery_shares_open_nothing_and_who_seals_a_node_wants_it_sealed() {
+    let keys = Keys::new();
+    let cluster = Box::pin(with(one(), keys.stanzas(&["file"])).start()).await.unwrap();
+    let node = cluster.at(0);
+    for (body, text) in [
+        (json!({ "secret_shares": 5, "secret_threshold": 3 }), "not applicable to seal type file"),
+        (json!({}), "shares must be at least one"),
+        (json!({ "recovery_shares": 2, "recovery_threshold": 3 }), "threshold cannot be larger than shares"),
+    ] {
+        let refused = node.call("PUT", "sys/init", Some(&body)).await.unwrap();
+        assert_eq!(refused.status, 400);
+        assert!(refused.errors().contains(text), "{}", refused.text());
+    }
+    let shares = init(&cluster).await;
+    open(node).await;
+    node.call("PUT", "sys/seal", None).await.unwrap().ok().unwrap();
+    for share in &shares {
+        let refused = node.call("PUT", "sys/unseal", Some(&json!({ "key": share }))).await.unwrap();
+        assert_eq!(refused.status, 400);
+        assert!(refused.errors().contains("recovery shares open nothing"), "{}", refused.text());
+    }
+    let wait_for_it = at_most(Duration::from_secs(1));
+    let opened = wait::until("the node to open by itself", wait_for_it, || async {
+        let status = node.seal_status().await?;
+        match status["sealed"] == false {
+            true => Result::Ok(()),
+            false => Err(keystead_chaos::Error::Broken(status.to_string())),
+        }
+    });
+    assert!(opened.await.is_err(), "an operator sealed it");
+    node.kill();
+    node.start().await.unwrap();
+    open(node).await;
+}
+
+#[tokio::test]
+async fn the_key_of_a_seal_is_in_no_file_but_its_own() {
+    let keys = Keys::new();
+    let cluster = Box::pin(with(one(), keys.stanzas(&["file"])).start()).await.unwrap();
+    init(&cluster).await;
+    open(cluster.at(0)).await;
+    let text = fs::read_to_string(keys.path("file")).unwrap();
+    let key = hex::decode(text.trim()).unwrap();
+    let mut files = 0;
+    walk(cluster.directory(), &mut |path| {
+        let bytes = fs::read(path).unwrap();
+        let holds = |needle: &[u8]| bytes.windows(needle.len()).any(|part| part == needle);
+        assert!(!holds(&key) && !holds(text.trim().as_bytes()), "{}", path.display());
+        files += 1;
+    });
+    assert!(files > 3, "{files} files were looked at");
+}
+
+fn walk(directory: &Path, each: &mut impl FnMut(&Path)) {
+    for entry in fs::read_dir(directory).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() { walk(&path, each) } else { each(&path) }
+    }
+}
