@@ -29,7 +29,7 @@ impl Keys {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.0.path().join(name.replace('.', "/"))
     }
 
     fn stanzas(&self, names: &[&str]) -> Vec<String> {
@@ -164,6 +164,56 @@ async fn either_of_two_seals_opens_and_the_missing_one_is_named() {
         assert_eq!(warns(&status, "seal \"east\" does not work"), gone == "east", "{status}");
         fs::rename(&aside, keys.path(gone)).unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_seal_that_was_missing_is_wrapped_when_it_works_and_then_opens_alone() {
+    let keys = Keys::new();
+    let cluster = Box::pin(with(three(), keys.stanzas(&["east", "there.west"])).start()).await.unwrap();
+    init(&cluster).await;
+    cluster.voters(3, SOON).await.unwrap();
+    let lacks = |status: &Value| warns(status, "is not wrapped by the seal \"there.west\"");
+    let missing = status(cluster.at(0), "to miss a seal", lacks).await;
+    assert!(warns(&missing, "configure a second seal"), "{missing}");
+    fs::create_dir(keys.path("there")).unwrap();
+    // The first leader that opens after that wraps, and everybody has it.
+    cluster.kill_together(&[0, 1, 2]).unwrap();
+    start_all(&cluster).await;
+    for node in cluster.nodes() {
+        status(node, "to have the second wrap", |status| status["sealed"] == false && !lacks(status)).await;
+    }
+    fs::remove_file(keys.path("east")).unwrap();
+    cluster.kill_together(&[0, 1, 2]).unwrap();
+    start_all(&cluster).await;
+    for node in cluster.nodes() {
+        let status = open(node).await;
+        assert!(!warns(&status, "\"there.west\" does not work"), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_rotated_key_wraps_the_root_key_anew() {
+    let keys = Keys::new();
+    let cluster = Box::pin(with(one(), keys.stanzas(&["east", "west"])).start()).await.unwrap();
+    init(&cluster).await;
+    let node = cluster.at(0);
+    open(node).await;
+    node.kill();
+    fs::remove_file(keys.path("west")).unwrap();
+    node.start().await.unwrap();
+    // The canary makes a key there, and the leader wraps by it.
+    open(node).await;
+    let rewrapped = || async {
+        let metrics = node.call("GET", "sys/metrics?format=prometheus", None).await?.text();
+        let done =
+            metrics.lines().any(|line| line.starts_with("keystead_seal_rewraps_total{seal=\"west\"} 1"));
+        if done { Result::Ok(()) } else { Err(keystead_chaos::Error::Broken(metrics)) }
+    };
+    wait::until("the new key to wrap", SOON, rewrapped).await.unwrap();
+    node.kill();
+    fs::remove_file(keys.path("east")).unwrap();
+    node.start().await.unwrap();
+    open(node).await;
 }
 
 #[tokio::test]

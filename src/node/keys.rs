@@ -58,6 +58,11 @@ impl OpenKeys {
         &self.unsealed.barrier
     }
 
+    /// The root key itself, for wrapping it.
+    pub fn root(&self) -> &RootKey {
+        &self.root
+    }
+
     /// The root key's generation.
     pub fn root_generation(&self) -> u32 {
         self.root_generation

@@ -3,6 +3,7 @@
 //! [`Node`] owns the keys. Requests see them through [`NodeOps`], replication through [`VaultSide`]; neither can
 //! keep them past `sys/seal`.
 
+mod canary;
 mod init;
 mod join;
 mod keys;
@@ -175,6 +176,9 @@ impl Node {
             None => node.clone().spawn_challenge_loop(),
         }
         node.clone().spawn_unattended();
+        if !node.settings.seals.all().is_empty() {
+            tokio::spawn(canary::watch_seals(node.me.clone(), node.stopping.subscribe()));
+        }
         Ok(node)
     }
 

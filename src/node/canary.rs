@@ -1,0 +1,129 @@
+//! The seals are exercised while nobody needs them, so that a token that has stopped working is known long before a
+//! start depends on it; and the leader wraps the root key anew by a seal that lacks it, or whose key was rotated.
+
+use std::{
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use keystead_raft::{ProposeOutcome, Replicated as _};
+use keystead_storage::{Check, Txn, Write};
+use tokio::sync::watch;
+
+use super::{Node, records};
+use crate::{
+    barrier::Aad,
+    core::request::fresh_id,
+    seal::{AutoSeal, SealConfig, SealEntry, SealFault, SealedKek},
+    secret::Kek,
+};
+
+/// How often every seal is exercised. The first time comes sooner: what was missing at init is wrapped then.
+const INTERVAL: Duration = Duration::from_secs(60);
+const FIRST: Duration = Duration::from_secs(1);
+const CANARY_TAG: &str = "keystead/v1/seal-canary";
+
+/// Exercises the seals of a node until it stops.
+pub async fn watch_seals(node: Weak<Node>, mut stopping: watch::Receiver<bool>) {
+    let mut wait = FIRST;
+    loop {
+        tokio::select! {
+            changed = stopping.changed() => if changed.is_err() || *stopping.borrow() { return },
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = INTERVAL;
+        let Some(node) = node.upgrade() else { return };
+        // A node that is sealed asks its seals anyway, and a newcomer has nobody to lead.
+        if node.keys.read().is_none() {
+            wait = FIRST;
+            continue;
+        }
+        node.exercise_seals().await;
+    }
+}
+
+impl Node {
+    /// Exercises every seal once, and wraps what is to be wrapped.
+    pub(super) async fn exercise_seals(&self) {
+        for seal in self.settings.seals.all() {
+            let began = Instant::now();
+            let sealed = exercise(&**seal).await;
+            self.settings.seals.note(&**seal, sealed.as_ref().map(drop).map_err(Clone::clone));
+            let Ok(sealed) = sealed else { continue };
+            let name = seal.name().to_owned();
+            metrics::histogram!("keystead_seal_canary_seconds", "seal" => name.clone())
+                .record(began.elapsed().as_secs_f64());
+            metrics::gauge!("keystead_seal_last_success_time_seconds", "seal" => name)
+                .set(keystead_raft::clock::wall_ms() as f64 / 1000.0);
+            if let Err(why) = self.rewrap(seal, &sealed.key_id).await {
+                tracing::warn!(seal = seal.name(), why, "the root key could not be wrapped by this seal");
+            }
+        }
+    }
+
+    /// Wraps the root key by a seal that has no wrap of it yet, or one under a key that was replaced since. Only the
+    /// leader does, and only in a vault that opens by itself.
+    async fn rewrap(&self, seal: &Arc<dyn AutoSeal>, key_id: &str) -> Result<(), String> {
+        let (Some(replica), Some(keys)) = (self.replica(), self.keys.read().clone()) else { return Ok(()) };
+        if !replica.leadership().borrow().is_self {
+            return Ok(());
+        }
+        let key = records::seal_config_key();
+        let record = replica.state().get(&key).map_err(|e| e.to_string())?;
+        let Some(record) = record else { return Ok(()) };
+        let config = SealConfig::decode(&record.value).map_err(|e| e.to_string())?;
+        config.verify(keys.root()).map_err(|e| e.to_string())?;
+        if !lacks(&config, &**seal, key_id) {
+            return Ok(());
+        }
+        let (vault_id, generation) = (config.vault_id, config.root_generation);
+        let entry = SealEntry::wrapped_by(&**seal, vault_id, generation, keys.root()).await;
+        let entry = entry.map_err(|fault| fault.to_string())?;
+        let mut seals = config.seals;
+        seals.retain(|other| other.name != entry.name);
+        seals.push(entry);
+        let now_ms = keystead_raft::clock::wall_ms();
+        let changed = SealConfig::signed(vault_id, generation, seals, config.recovery, now_ms, keys.root());
+        let txn = Txn {
+            request_id: fresh_id(),
+            checks: vec![Check::Record { key: key.clone(), version: Some(record.version) }],
+            writes: vec![Write::Put { key, value: changed.encode().into() }],
+            ..Txn::default()
+        };
+        match replica.propose(txn).await {
+            Ok(ProposeOutcome::Applied(_) | ProposeOutcome::Duplicate { .. }) => {
+                metrics::counter!("keystead_seal_rewraps_total", "seal" => seal.name().to_owned())
+                    .increment(1);
+                tracing::info!(seal = seal.name(), key_id, "the root key was wrapped by this seal");
+                Ok(())
+            }
+            // Another seal's turn came between, or another leader: the next round looks again.
+            Ok(ProposeOutcome::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// Whether a vault that opens by itself has no wrap by this seal, or one under another key than its present one.
+fn lacks(config: &SealConfig, seal: &dyn AutoSeal, key_id: &str) -> bool {
+    let mut entries = config.unattended().peekable();
+    if entries.peek().is_none() {
+        return false;
+    }
+    match entries.find(|(entry, _)| entry.name == seal.name()) {
+        None => config.seals.iter().all(|entry| entry.name != seal.name()),
+        Some((entry, kek)) => entry.kind() == seal.kind() && kek.key_id != key_id,
+    }
+}
+
+/// Encrypts a KEK that is good for nothing, and decrypts it.
+async fn exercise(seal: &dyn AutoSeal) -> Result<SealedKek, SealFault> {
+    let aad = Aad::new(CANARY_TAG).field(seal.name().as_bytes()).finish();
+    let kek = Kek::random();
+    let sealed = seal.encrypt(&kek, &aad).await?;
+    let again = seal.decrypt(&sealed, &aad).await?;
+    match again.ct_eq(&kek) {
+        true => Ok(sealed),
+        false => Err(SealFault::Unavailable("what it encrypts comes out as something else".to_owned())),
+    }
+}
