@@ -27,7 +27,7 @@ static const char *names[FUNCTIONS] = {
     "C_CloseSession", "C_CloseAllSessions", "C_GetSessionInfo", "C_GetOperationState", "C_SetOperationState", "C_Login",
     "C_Logout", "C_CreateObject", "C_CopyObject", "C_DestroyObject", "C_GetObjectSize", "C_GetAttributeValue",
     "C_SetAttributeValue", "C_FindObjectsInit", "C_FindObjects", "C_FindObjectsFinal", "C_EncryptInit", "C_Encrypt",
-    "C_EncryptUpdate", "C_EncryptFinal", "C_DecryptInit", "C_Decrypt",
+    "C_EncryptUpdate", "C_EncryptFinal", "C_DecryptInit", "C_Decrypt", [58] = "C_GenerateKey",
 };
 
 static void hang(void) { for (;;) pause(); }
@@ -66,7 +66,7 @@ static unsigned long call(int index, ARGS) {
 
 #define F(n) static unsigned long f##n(ARGS) { return call(n, a, b, c, d, e, f, g, h); }
 F(0) F(1) F(2) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12) F(13) F(14) F(15) F(16) F(17) F(18) F(19) F(20) F(21)
-F(22) F(23) F(24) F(25) F(26) F(27) F(28) F(29) F(30) F(31) F(32) F(33) F(34)
+F(22) F(23) F(24) F(25) F(26) F(27) F(28) F(29) F(30) F(31) F(32) F(33) F(34) F(58)
 #define I(n) ours.functions[n] = f##n;
 
 unsigned long C_GetFunctionList(struct list **list) {
@@ -75,7 +75,7 @@ unsigned long C_GetFunctionList(struct list **list) {
     if (!real_list || real_list(&real)) return 5;
     ours = *real;
     I(0) I(1) I(2) I(4) I(5) I(6) I(7) I(8) I(9) I(10) I(11) I(12) I(13) I(14) I(15) I(16) I(17) I(18) I(19) I(20) I(21)
-    I(22) I(23) I(24) I(25) I(26) I(27) I(28) I(29) I(30) I(31) I(32) I(33) I(34)
+    I(22) I(23) I(24) I(25) I(26) I(27) I(28) I(29) I(30) I(31) I(32) I(33) I(34) I(58)
     *list = &ours;
     return 0;
 }

@@ -105,10 +105,10 @@ impl Pkcs11Seal {
     /// # Errors
     /// As those of [`AutoSeal`]'s methods.
     pub async fn generate(&self, rotate: bool) -> Result<(), SealFault> {
-        match self.call(Request::Generate { rotate }).await? {
-            Reply::Done => Ok(()),
-            _ => Err(self.nonsense()),
-        }
+        let Reply::Done = self.call(Request::Generate { rotate }).await? else { return Err(self.nonsense()) };
+        // Did somebody else make one as well?
+        let (_, key) = self.facts().await?;
+        if key.missing.is_empty() { Ok(()) } else { Err(self.needs_operator(&key.missing)) }
     }
 
     /// Has a PIN tried again that the token refused.
@@ -143,7 +143,13 @@ impl Pkcs11Seal {
             let failure = match process.exchange(request, within).await {
                 Ok(Reply::Failed(failure)) => failure,
                 Ok(reply) => {
-                    state.process = Some(process);
+                    // Who made a key counts again in a new process: SoftHSM, right after it wrote a key, does not see one
+                    // that another process wrote at that moment.
+                    if once_only {
+                        process.end().await;
+                    } else {
+                        state.process = Some(process);
+                    }
                     (state.lost, state.not_before) = (0, None);
                     return Ok(reply);
                 }
