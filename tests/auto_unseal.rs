@@ -216,6 +216,118 @@ async fn a_rotated_key_wraps_the_root_key_anew() {
     open(node).await;
 }
 
+/// Sets the seals of every node, and starts all of them anew.
+async fn restart_with(cluster: &Cluster, stanzas: &[String]) {
+    cluster.kill_together(&[0, 1, 2]).unwrap();
+    for node in cluster.nodes() {
+        node.configure(|config| {
+            config.lines.retain(|line| !line.starts_with("seal "));
+            config.lines.extend(stanzas.iter().cloned());
+        });
+    }
+    start_all(cluster).await;
+}
+
+async fn type_in(node: &Node, shares: &[String], migrate: bool) -> keystead_chaos::Response {
+    let mut last = None;
+    for share in shares {
+        let body = json!({ "key": share, "migrate": migrate });
+        last = Some(node.call("PUT", "sys/unseal", Some(&body)).await.unwrap());
+    }
+    last.expect("there are shares")
+}
+
+#[tokio::test]
+async fn shares_give_way_to_a_seal_and_the_seal_to_the_same_shares() {
+    let keys = Keys::new();
+    let cluster = Box::pin(three().ready()).await.unwrap();
+    cluster.at(0).put("a", &json!({ "v": "moved" })).await.unwrap();
+    let enabled = keys.stanzas(&["file"]);
+    restart_with(&cluster, &enabled).await;
+    for node in cluster.nodes() {
+        status(node, "to wait for a migration", |status| status["migration"] == true).await;
+        let refused = type_in(node, &cluster.shares()[..1], false).await;
+        assert_eq!(refused.status, 500);
+        assert!(refused.errors().contains("seal migration is pending"), "{}", refused.text());
+    }
+    // Killed when the first node has been opened so: either nothing happened, or all of it.
+    let answer = type_in(cluster.at(0), &cluster.shares()[..3], true).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    cluster.kill_together(&[0, 1, 2]).unwrap();
+    start_all(&cluster).await;
+    let first = status(cluster.at(0), "to know the vault", |status| status["initialized"] == true).await;
+    if first["migration"] == true {
+        type_in(cluster.at(0), &cluster.shares()[..3], true).await;
+    }
+    // The others need nobody any more, and nor does anybody from now on.
+    for node in cluster.nodes() {
+        let moved = open(node).await;
+        assert!(node.is_running() && moved["type"] != "", "{moved}");
+        status(node, "to have moved", |status| status["type"] == "file" && status["migration"] == false)
+            .await;
+    }
+    restart_with(&cluster, &enabled).await;
+    for (at, node) in cluster.nodes().iter().enumerate() {
+        let moved = open(node).await;
+        assert_eq!((&moved["recovery_seal"], &moved["t"], &moved["n"]), (&json!(true), &json!(3), &json!(5)));
+        cluster.serves(at, SOON).await.unwrap();
+        assert_eq!(node.get("a").await.unwrap().unwrap()["v"], "moved");
+    }
+    // And back.
+    let disabled = enabled[0].replace("\n}", "\n  disabled = true\n}");
+    restart_with(&cluster, &[disabled]).await;
+    for node in cluster.nodes() {
+        status(node, "to wait for a migration", |status| {
+            status["migration"] == true && status["sealed"] == true
+        })
+        .await;
+    }
+    let wrong = json!({ "key": format!("{}A", &cluster.shares()[0][..63]), "migrate": true });
+    assert_eq!(cluster.at(1).call("PUT", "sys/unseal", Some(&wrong)).await.unwrap().status, 400);
+    for node in cluster.nodes() {
+        let pending = node.seal_status().await.unwrap()["migration"] == true;
+        let answer = type_in(node, &cluster.keys().shares[2..], pending).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    for node in cluster.nodes() {
+        status(node, "to be opened by shares", |status| {
+            status["type"] == "shamir" && status["sealed"] == false
+        })
+        .await;
+    }
+    restart_with(&cluster, &[]).await;
+    for node in cluster.nodes() {
+        // What a node has in its log alone counts once a leader says so.
+        status(node, "to know that shares open it", |status| status["type"] == "shamir").await;
+    }
+    cluster.unseal_all().await.unwrap();
+    for node in cluster.nodes() {
+        assert_eq!(node.get("a").await.unwrap().unwrap()["v"], "moved");
+    }
+}
+
+#[tokio::test]
+async fn one_seal_gives_way_to_another() {
+    let keys = Keys::new();
+    let cluster = Box::pin(with(three(), keys.stanzas(&["old"])).start()).await.unwrap();
+    init(&cluster).await;
+    cluster.voters(3, SOON).await.unwrap();
+    let mut stanzas = keys.stanzas(&["old", "new"]);
+    stanzas[0] = stanzas[0].replace("\n}", "\n  disabled = true\n}");
+    restart_with(&cluster, &stanzas).await;
+    for node in cluster.nodes() {
+        status(node, "to be open by the new seal alone", |status| {
+            status["sealed"] == false && warns(status, "nothing but the seal \"new\"")
+        })
+        .await;
+    }
+    fs::remove_file(keys.path("old")).unwrap();
+    restart_with(&cluster, &stanzas[1..]).await;
+    for node in cluster.nodes() {
+        open(node).await;
+    }
+}
+
 #[tokio::test]
 async fn a_seal_that_is_gone_or_another_leaves_the_node_sealed_until_it_is_back() {
     let keys = Keys::new();

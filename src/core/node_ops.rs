@@ -43,6 +43,8 @@ pub struct SealStatus {
     pub seal_type: String,
     /// The shares are recovery shares: they open nothing.
     pub recovery_seal: bool,
+    /// The configuration asks for a move to other seals, which key holders have to agree to.
+    pub migration: bool,
     /// The vault has been initialised (or this node has joined one that is).
     pub initialized: bool,
     /// This node is sealed.

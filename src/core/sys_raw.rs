@@ -127,7 +127,7 @@ impl Core {
             nonce: &status.nonce,
             version: VERSION,
             build_date: BUILD_DATE,
-            migration: false,
+            migration: status.migration,
             cluster_name: status.cluster_name.as_deref(),
             cluster_id: status.cluster_id.as_deref(),
             recovery_seal: status.recovery_seal,

@@ -252,6 +252,7 @@ impl NodeOps for FakeNode {
         SealStatus {
             seal_type: "shamir".to_owned(),
             recovery_seal: false,
+            migration: false,
             initialized: *self.initialized.lock(),
             sealed,
             threshold: 2,

@@ -6,14 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use keystead_raft::{ProposeOutcome, Replicated as _};
-use keystead_storage::{Check, Txn, Write};
+use keystead_raft::Replicated as _;
 use tokio::sync::watch;
 
-use super::{Node, records};
+use super::Node;
 use crate::{
     barrier::Aad,
-    core::request::fresh_id,
     seal::{AutoSeal, SealConfig, SealEntry, SealFault, SealedKek},
     secret::Kek,
 };
@@ -45,7 +43,7 @@ pub async fn watch_seals(node: Weak<Node>, mut stopping: watch::Receiver<bool>) 
 impl Node {
     /// Exercises every seal once, and wraps what is to be wrapped.
     pub(super) async fn exercise_seals(&self) {
-        for seal in self.settings.seals.all() {
+        for seal in &self.settings.seals.enabled() {
             let began = Instant::now();
             let sealed = exercise(&**seal).await;
             self.settings.seals.note(&**seal, sealed.as_ref().map(drop).map_err(Clone::clone));
@@ -59,6 +57,9 @@ impl Node {
                 tracing::warn!(seal = seal.name(), why, "the root key could not be wrapped by this seal");
             }
         }
+        if let Err(why) = self.drop_disabled().await {
+            tracing::warn!(why, "the wraps of disabled seals could not be taken out");
+        }
     }
 
     /// Wraps the root key by a seal that has no wrap of it yet, or one under a key that was replaced since. Only the
@@ -68,11 +69,7 @@ impl Node {
         if !replica.leadership().borrow().is_self {
             return Ok(());
         }
-        let key = records::seal_config_key();
-        let record = replica.state().get(&key).map_err(|e| e.to_string())?;
-        let Some(record) = record else { return Ok(()) };
-        let config = SealConfig::decode(&record.value).map_err(|e| e.to_string())?;
-        config.verify(keys.root()).map_err(|e| e.to_string())?;
+        let Some((config, version)) = self.signed_config(keys.root())? else { return Ok(()) };
         if !lacks(&config, &**seal, key_id) {
             return Ok(());
         }
@@ -84,23 +81,36 @@ impl Node {
         seals.push(entry);
         let now_ms = keystead_raft::clock::wall_ms();
         let changed = SealConfig::signed(vault_id, generation, seals, config.recovery, now_ms, keys.root());
-        let txn = Txn {
-            request_id: fresh_id(),
-            checks: vec![Check::Record { key: key.clone(), version: Some(record.version) }],
-            writes: vec![Write::Put { key, value: changed.encode().into() }],
-            ..Txn::default()
-        };
-        match replica.propose(txn).await {
-            Ok(ProposeOutcome::Applied(_) | ProposeOutcome::Duplicate { .. }) => {
-                metrics::counter!("keystead_seal_rewraps_total", "seal" => seal.name().to_owned())
-                    .increment(1);
-                tracing::info!(seal = seal.name(), key_id, "the root key was wrapped by this seal");
-                Ok(())
-            }
-            // Another seal's turn came between, or another leader: the next round looks again.
-            Ok(ProposeOutcome::Conflict { .. }) => Ok(()),
-            Err(error) => Err(error.to_string()),
+        // Where another change came between, the next round looks again.
+        if self.replace_config(&changed, version).await? {
+            metrics::counter!("keystead_seal_rewraps_total", "seal" => seal.name().to_owned()).increment(1);
+            tracing::info!(seal = seal.name(), key_id, "the root key was wrapped by this seal");
         }
+        Ok(())
+    }
+
+    /// Takes out the wraps of disabled seals, once an enabled one that works has its own.
+    async fn drop_disabled(&self) -> Result<(), String> {
+        let seals = &self.settings.seals;
+        let (Some(replica), Some(keys)) = (self.replica(), self.keys.read().clone()) else { return Ok(()) };
+        if !replica.leadership().borrow().is_self {
+            return Ok(());
+        }
+        let Some((config, version)) = self.signed_config(keys.root())? else { return Ok(()) };
+        let works = |name: &str| seals.enabled().iter().any(|seal| seal.name() == name) && seals.works(name);
+        let (kept, left): (Vec<_>, Vec<_>) =
+            config.seals.into_iter().partition(|entry| !seals.is_disabled(&entry.name));
+        if left.is_empty() || !kept.iter().any(|entry| works(&entry.name)) {
+            return Ok(());
+        }
+        let now_ms = keystead_raft::clock::wall_ms();
+        let (vault_id, generation) = (config.vault_id, config.root_generation);
+        let changed = SealConfig::signed(vault_id, generation, kept, config.recovery, now_ms, keys.root());
+        if self.replace_config(&changed, version).await? {
+            let left: Vec<_> = left.iter().map(|entry| entry.name.as_str()).collect();
+            tracing::info!(seals = ?left, "disabled seals do not open this vault any more");
+        }
+        Ok(())
     }
 }
 

@@ -145,7 +145,7 @@ impl Node {
     /// 400 when it is initialised already: here, or by a node that this one would join.
     pub(super) async fn initialise(&self, request: InitRequest) -> Result<InitResponse, ApiError> {
         let _one = self.lifecycle.lock().await;
-        let seals = self.settings.seals.all();
+        let seals = self.settings.seals.enabled();
         let kind = seals.first().map(|seal| seal.kind());
         let params = params(&request, kind)?;
         if let Some(reason) = self.latch_reason() {
@@ -197,13 +197,13 @@ impl Node {
     /// A new root key, wrapped by every seal that works.
     async fn wrapped_by_seals(&self, params: &InitParams) -> Result<InitOutput, ApiError> {
         let seals = &self.settings.seals;
-        let made = seal::init_unattended(params, seals.all()).await.map_err(|error| match error {
+        let made = seal::init_unattended(params, &seals.enabled()).await.map_err(|error| match error {
             UnattendedInitError::Shares(error) => invalid_config(error),
             UnattendedInitError::NoSeal(_) => ApiError::Internal(format!("failed to initialize: {error}")),
         })?;
-        for seal in seals.all() {
+        for seal in seals.enabled() {
             let fault = made.missing.iter().find(|(name, _)| name == seal.name());
-            seals.note(&**seal, fault.map_or(Ok(()), |(_, fault)| Err(fault.clone())));
+            seals.note(&*seal, fault.map_or(Ok(()), |(_, fault)| Err(fault.clone())));
         }
         Ok(made.output)
     }

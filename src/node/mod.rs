@@ -7,6 +7,7 @@ mod canary;
 mod init;
 mod join;
 mod keys;
+mod migration;
 mod ops;
 mod own_pki;
 mod records;

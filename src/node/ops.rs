@@ -27,7 +27,7 @@ impl Node {
     fn seal_that_opens(&self, config: Option<&SealConfig>) -> Option<SealKind> {
         match config {
             Some(config) => config.unattended().next().map(|(entry, _)| entry.kind()),
-            None => self.settings.seals.all().first().map(|seal| seal.kind()),
+            None => self.settings.seals.enabled().first().map(|seal| seal.kind()),
         }
     }
 
@@ -80,6 +80,7 @@ impl NodeOps for Node {
         SealStatus {
             seal_type: by_itself.unwrap_or(SealKind::Shamir).name().into(),
             recovery_seal: by_itself.is_some(),
+            migration: config.as_ref().is_some_and(|config| self.migration(config).is_some()),
             initialized: config.is_some(),
             sealed: cluster_id.is_none(),
             threshold: set.map_or(0, |set| u32::from(set.threshold)),

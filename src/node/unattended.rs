@@ -1,6 +1,10 @@
 //! Opening a node that nobody has to open: its seals are asked for the root key, over and over, until one gives it.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 
@@ -19,19 +23,36 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 pub struct Seals {
     /// In the order in which they are tried.
     all: Vec<Arc<dyn AutoSeal>>,
+    /// Names of those that are migrated away from.
+    disabled: HashSet<String>,
     /// What went wrong last, by the seal's name.
     faults: Mutex<HashMap<String, SealFault>>,
 }
 
 impl Seals {
-    /// The seals, in the order in which they are tried.
-    pub fn new(all: Vec<Arc<dyn AutoSeal>>) -> Self {
-        Self { all, faults: Mutex::default() }
+    /// The seals, in the order in which they are tried, and the names of those that are migrated away from.
+    pub fn new(all: Vec<Arc<dyn AutoSeal>>, disabled: HashSet<String>) -> Self {
+        Self { all, disabled, faults: Mutex::default() }
+    }
+
+    /// Those that a vault is to be opened by.
+    pub fn enabled(&self) -> Vec<Arc<dyn AutoSeal>> {
+        self.all.iter().filter(|seal| !self.is_disabled(seal.name())).cloned().collect()
+    }
+
+    /// Whether the seal of that name is migrated away from.
+    pub fn is_disabled(&self, name: &str) -> bool {
+        self.disabled.contains(name)
     }
 
     /// All of them.
     pub fn all(&self) -> &[Arc<dyn AutoSeal>] {
         &self.all
+    }
+
+    /// Whether the seal worked when it was last used.
+    pub fn works(&self, name: &str) -> bool {
+        !self.faults.lock().contains_key(name)
     }
 
     /// What an operator should look after, in a vault that is opened as `config` says.
@@ -50,7 +71,7 @@ impl Seals {
                 "this vault is opened by a key in a file, which protects nothing: for development only";
             warnings.push(text.to_owned());
         }
-        for seal in &self.all {
+        for seal in self.enabled() {
             if !entries.iter().any(|entry| entry.name == seal.name() && entry.kind() == seal.kind()) {
                 warnings.push(format!(
                     "the root key is not wrapped by the seal \"{}\": it cannot open this vault",
@@ -135,8 +156,11 @@ impl Node {
             }
         };
         let mut tried = Tried::Nothing;
+        let seals = &self.settings.seals;
+        // Away from the last seal it goes by shares only, and those are typed in.
+        let all = if seals.enabled().is_empty() { &[] } else { seals.all() };
         for config in configs {
-            for seal in self.settings.seals.all() {
+            for seal in all {
                 match self.ask_seal(&**seal, &config).await {
                     None => {}
                     Some(Err(())) => tried = Tried::Failed,
@@ -148,7 +172,11 @@ impl Node {
     }
 
     /// The root key from one seal; `None` where there is nothing to ask it.
-    async fn ask_seal(&self, seal: &dyn AutoSeal, config: &SealConfig) -> Option<Result<RootKey, ()>> {
+    pub(super) async fn ask_seal(
+        &self,
+        seal: &dyn AutoSeal,
+        config: &SealConfig,
+    ) -> Option<Result<RootKey, ()>> {
         let mut entries = config.unattended();
         let entry = entries.find(|(entry, _)| entry.name == seal.name() && entry.kind() == seal.kind())?;
         let seals = &self.settings.seals;

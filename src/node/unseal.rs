@@ -11,7 +11,7 @@ use std::{
 use keystead_raft::{Replica, Replicated as _, VaultSide};
 use keystead_storage::StorageError;
 
-use super::{ClusterName, Node, OpenKeys, join::JoinFailure, records, shares};
+use super::{ClusterName, Node, OpenKeys, join::JoinFailure, migration::Migration, records, shares};
 use crate::{
     barrier::Keyring,
     core::{
@@ -55,16 +55,33 @@ impl Node {
             return Err(ApiError::Internal(format!("this node has stopped serving: {reason}")));
         }
         let share = Share::parse(key.expose()).map_err(|e| ApiError::invalid(shares::text_error(&e)))?;
-        if request.migrate {
-            return Err(ApiError::Internal("can't perform a seal migration, no migration seal found".into()));
+        let migration = configs.iter().find_map(|config| self.migration(config));
+        match (migration, request.migrate) {
+            (None, true) => {
+                let text = "can't perform a seal migration, no migration seal found";
+                return Err(ApiError::Internal(text.into()));
+            }
+            (Some(_), false) if !unsealed => {
+                let text = "migrate option not provided and seal migration is pending";
+                return Err(ApiError::Internal(text.into()));
+            }
+            _ if unsealed => return Ok(self.seal_status()),
+            _ => {}
         }
-        if unsealed {
-            return Ok(self.seal_status());
-        }
-        let config = judge(configs, &share)?;
-        let threshold = config.shamir().map_or(1, |(_, set)| set.threshold);
+        let config = judge(configs, &share, migration)?;
+        let set = match migration {
+            Some(migration) => migration.shares(&config),
+            None => config.shamir().map(|(_, set)| set),
+        };
+        let threshold = set.map_or(1, |set| set.threshold);
         let points = self.progress.lock().add(config.vault_id, config.root_generation, share, threshold);
         let Some(points) = points else { return Ok(self.seal_status()) };
+        if let Some(migration) = migration {
+            let (root, agreed) = self.agree(migration, &config, &points).await?;
+            self.open_and_wait(config, root).await?;
+            self.carry_out(agreed);
+            return Ok(self.seal_status());
+        }
         let root = config
             .unwrap_root(&points)
             .map_err(|e| ApiError::invalid(format!("unable to retrieve stored keys: invalid key: {e}")))?;
@@ -224,10 +241,18 @@ impl Node {
 }
 
 /// The configuration that a share belongs to. A wrong share is refused here, before it spoils a series.
-fn judge(configs: Vec<SealConfig>, share: &Share) -> Result<SealConfig, ApiError> {
+fn judge(
+    configs: Vec<SealConfig>,
+    share: &Share,
+    migration: Option<Migration>,
+) -> Result<SealConfig, ApiError> {
     let mut first: Option<ShareRejection> = None;
     for config in configs {
-        match config.check_share(share) {
+        let checked = match migration {
+            Some(migration) => migration.check_share(&config, share),
+            None => config.check_share(share),
+        };
+        match checked {
             Ok(()) => return Ok(config),
             Err(rejection) => {
                 first.get_or_insert(rejection);

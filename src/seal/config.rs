@@ -395,6 +395,18 @@ impl SealConfig {
     /// [`ShareRejection`], which says what to do.
     pub fn check_share(&self, share: &Share) -> Result<(), ShareRejection> {
         let (_, set) = self.shamir().ok_or(ShareRejection::NoShamirSeal)?;
+        self.check_in(set, share)
+    }
+
+    /// Whether `share` is one of the recovery shares.
+    ///
+    /// # Errors
+    /// [`ShareRejection`], which says what to do.
+    pub fn check_recovery_share(&self, share: &Share) -> Result<(), ShareRejection> {
+        self.check_in(self.recovery.as_ref().ok_or(ShareRejection::NoShamirSeal)?, share)
+    }
+
+    fn check_in(&self, set: &ShareSet, share: &Share) -> Result<(), ShareRejection> {
         let current = self.root_generation;
         if let Some(origin) = share.origin {
             if origin.vault_tag != vault_tag(self.vault_id) {

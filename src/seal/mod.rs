@@ -19,6 +19,7 @@ mod file;
 mod fuzz_tests;
 mod gf256;
 mod init;
+mod migration;
 mod pkcs11;
 mod shamir;
 mod share;
@@ -32,6 +33,7 @@ pub use config::{
 };
 pub use file::FileSeal;
 pub use init::{InitError, InitOutput, InitParams, SHAMIR_SEAL, init, reseal};
+pub use migration::recovery_kek;
 pub use pkcs11::{HELPER_ROLE, KeyFacts, Pkcs11Seal, TokenFacts, own_program, serve_helper};
 pub use shamir::{CombineError, SharePoint, SplitError, combine, split};
 pub use share::{Share, ShareOrigin, ShareTextError, vault_tag};

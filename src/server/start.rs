@@ -92,7 +92,7 @@ impl Server {
             ListenerConfig::Unix(_) => None,
         });
         let first = first.ok_or_else(|| Failure("a listener \"tcp\" must be configured".into()))?;
-        check_seals(&config.seals)?;
+        warn_of_files(&config.seals);
         let mut listeners = config
             .listeners
             .iter()
@@ -114,7 +114,9 @@ impl Server {
         let retry_join = raft.retry_join.iter().map(join_target).collect::<Result<_, _>>()?;
         let max_entry_size = max_entry_size(&raft)?;
         let pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
-        let seals = Seals::new(seal::build(&config.seals, Some(dir.path()), &seal::own_program()));
+        let disabled = config.seals.iter().filter(|stanza| stanza.disabled).map(|stanza| stanza.name.clone());
+        let built = seal::build(&config.seals, Some(dir.path()), &seal::own_program());
+        let seals = Seals::new(built, disabled.collect());
         let node = Node::start(NodeSettings {
             dir: Arc::new(dir),
             node_id,
@@ -217,21 +219,14 @@ impl Server {
     }
 }
 
-/// What cannot be done with seals so far, and what should not be done with them.
-fn check_seals(seals: &[SealStanza]) -> Result<(), Failure> {
-    if let Some(stanza) = seals.iter().find(|stanza| stanza.disabled) {
-        return Err(Failure(format!(
-            "seal \"{}\" is disabled, which asks for a migration to another seal, and that is not built yet: take the stanza out, or \"disabled\" out of it",
-            stanza.name
-        )));
-    }
+/// Says what should not be done with seals where anything is at stake.
+fn warn_of_files(seals: &[SealStanza]) {
     for stanza in seals.iter().filter(|stanza| stanza.seal_kind() == SealKind::File) {
         tracing::warn!(
             seal = stanza.name,
             "seal \"file\" is for development: whoever has this disk has the key to the vault"
         );
     }
-    Ok(())
 }
 
 /// The file with the process's id, removed when it is dropped.
