@@ -216,6 +216,42 @@ async fn a_rotated_key_wraps_the_root_key_anew() {
     open(node).await;
 }
 
+#[tokio::test]
+async fn break_glass_opens_when_every_seal_is_gone() {
+    let keys = Keys::new();
+    let cluster = Box::pin(with(three(), keys.stanzas(&["file"])).start()).await.unwrap();
+    let body = json!({
+        "recovery_shares": 1, "recovery_threshold": 1, "break_glass_shares": 3, "break_glass_threshold": 2,
+    });
+    let made = cluster.at(0).call("PUT", "sys/init", Some(&body)).await.unwrap().ok().unwrap().json();
+    for node in cluster.nodes() {
+        node.set_token(made["root_token"].as_str().unwrap());
+    }
+    let shares: Vec<String> = serde_json::from_value(made["break_glass_keys_base64"].clone()).unwrap();
+    cluster.voters(3, SOON).await.unwrap();
+    cluster.mount_kv().await.unwrap();
+    cluster.at(0).put("a", &json!({ "v": "saved" })).await.unwrap();
+    let healthy = open(cluster.at(0)).await;
+    assert!(!warns(&healthy, "configure a second seal"), "{healthy}");
+    fs::remove_file(keys.path("file")).unwrap();
+    cluster.kill_together(&[0, 1, 2]).unwrap();
+    start_all(&cluster).await;
+    for node in cluster.nodes() {
+        status(node, "to miss its key", |status| warns(status, "does not work")).await;
+        let recovery = json!({ "key": made["recovery_keys_base64"][0] });
+        let refused = node.call("PUT", "sys/unseal", Some(&recovery)).await.unwrap();
+        assert_eq!(refused.status, 400);
+        assert!(refused.errors().contains("is a recovery share, which opens nothing"), "{}", refused.text());
+        let answer = type_in(node, &shares[1..], false).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        open(node).await;
+    }
+    for (at, node) in cluster.nodes().iter().enumerate() {
+        cluster.serves(at, SOON).await.unwrap();
+        assert_eq!(node.get("a").await.unwrap().unwrap()["v"], "saved");
+    }
+}
+
 /// Sets the seals of every node, and starts all of them anew.
 async fn restart_with(cluster: &Cluster, stanzas: &[String]) {
     cluster.kill_together(&[0, 1, 2]).unwrap();

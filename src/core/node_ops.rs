@@ -123,6 +123,10 @@ pub struct InitRequest {
     pub recovery_shares: u64,
     /// Recovery threshold.
     pub recovery_threshold: u64,
+    /// Shares that open a vault whose seals are all gone; 0 for none.
+    pub break_glass_shares: u64,
+    /// How many of them open it.
+    pub break_glass_threshold: u64,
     /// Public keys to encrypt the recovery shares for; not built yet.
     pub recovery_pgp_keys: Vec<String>,
 }
@@ -135,6 +139,10 @@ pub struct InitResponse {
     pub keys_hex: Vec<SecretString>,
     /// The same shares in base64.
     pub keys_base64: Vec<SecretString>,
+    /// The break-glass shares in hexadecimal.
+    pub break_glass_hex: Vec<SecretString>,
+    /// The same in base64.
+    pub break_glass_base64: Vec<SecretString>,
     /// The first token.
     pub root_token: SecretString,
 }

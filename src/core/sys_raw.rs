@@ -56,6 +56,8 @@ impl Core {
             root_token_pgp_key: fields.text_or_empty("root_token_pgp_key")?,
             recovery_shares: fields.count("recovery_shares")?,
             recovery_threshold: fields.count("recovery_threshold")?,
+            break_glass_shares: fields.count("break_glass_shares")?,
+            break_glass_threshold: fields.count("break_glass_threshold")?,
             recovery_pgp_keys: fields.texts("recovery_pgp_keys")?.unwrap_or_default(),
         };
         let made = self.node().init(init).await?;
@@ -68,6 +70,10 @@ impl Core {
             recovery_keys: Option<Vec<&'a str>>,
             #[serde(skip_serializing_if = "Option::is_none")]
             recovery_keys_base64: Option<Vec<&'a str>>,
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            break_glass_keys: Vec<&'a str>,
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            break_glass_keys_base64: Vec<&'a str>,
             root_token: &'a str,
         }
         let hex = made.keys_hex.iter().map(SecretString::expose).collect();
@@ -75,7 +81,14 @@ impl Core {
         let root_token = made.root_token.expose();
         Ok(raw(&if made.recovery {
             let (recovery_keys, recovery_keys_base64) = (Some(hex), Some(base64));
-            Body { recovery_keys, recovery_keys_base64, root_token, ..Body::default() }
+            Body {
+                recovery_keys,
+                recovery_keys_base64,
+                break_glass_keys: made.break_glass_hex.iter().map(SecretString::expose).collect(),
+                break_glass_keys_base64: made.break_glass_base64.iter().map(SecretString::expose).collect(),
+                root_token,
+                ..Body::default()
+            }
         } else {
             Body { keys: hex, keys_base64: base64, root_token, ..Body::default() }
         }))

@@ -25,7 +25,7 @@ use crate::{
         node_ops::{InitRequest, InitResponse},
         token::random_token,
     },
-    seal::{self, InitOutput, InitParams, SealKind, UnattendedInitError},
+    seal::{self, InitOutput, InitParams, SealKind, Share, UnattendedInitError},
     secret::{SecretString, random_array},
 };
 
@@ -97,6 +97,16 @@ fn params(request: &InitRequest, kind: Option<SealKind>) -> Result<InitParams, A
         None => (request.secret_shares, request.secret_threshold),
         Some(_) => (request.recovery_shares, request.recovery_threshold),
     };
+    if kind.is_none() && (request.break_glass_shares > 0 || request.break_glass_threshold > 0) {
+        let text =
+            "break-glass shares are for a vault that its seals open: the shares of this one open it anyway";
+        return Err(invalid_config(text));
+    }
+    numbers(shares, threshold)
+}
+
+/// Shares and how many of them are needed, in Vault's order and words.
+fn numbers(shares: u64, threshold: u64) -> Result<InitParams, ApiError> {
     if shares == 0 {
         return Err(invalid_config("shares must be at least one"));
     }
@@ -162,9 +172,9 @@ impl Node {
                 "Vault is already initialized: the node at {address} is; unseal that one, and this one joins it when it is given the same shares, or its seals open that vault"
             )));
         }
-        let output = match kind {
-            None => seal::init(&params).map_err(invalid_config)?,
-            Some(_) => self.wrapped_by_seals(&params).await?,
+        let (output, break_glass) = match kind {
+            None => (seal::init(&params).map_err(invalid_config)?, Vec::new()),
+            Some(_) => self.wrapped_by_seals(&params, &request).await?,
         };
         let founding = self.found().map_err(|e| ApiError::internal("founding a cluster", &e))?;
         let dir = self.data_dir();
@@ -175,7 +185,9 @@ impl Node {
         let result = self.establish(&params, output, founding).await;
         self.provisional.write().take();
         match result {
-            Ok(response) => {
+            Ok(mut response) => {
+                response.break_glass_hex = break_glass.iter().map(Share::to_hex).collect();
+                response.break_glass_base64 = break_glass.iter().map(Share::to_base64).collect();
                 // Before anybody sees a share the marker must be gone for good, a power cut included.
                 unmark(&dir).map_err(|e| failed(&e))?;
                 forget_enrolment(&dir);
@@ -195,17 +207,30 @@ impl Node {
     }
 
     /// A new root key, wrapped by every seal that works.
-    async fn wrapped_by_seals(&self, params: &InitParams) -> Result<InitOutput, ApiError> {
+    async fn wrapped_by_seals(
+        &self,
+        params: &InitParams,
+        request: &InitRequest,
+    ) -> Result<(InitOutput, Vec<Share>), ApiError> {
+        let break_glass = match (request.break_glass_shares, request.break_glass_threshold) {
+            (0, 0) => None,
+            (shares, threshold) => Some(numbers(shares, threshold)?),
+        };
         let seals = &self.settings.seals;
-        let made = seal::init_unattended(params, &seals.enabled()).await.map_err(|error| match error {
-            UnattendedInitError::Shares(error) => invalid_config(error),
-            UnattendedInitError::NoSeal(_) => ApiError::Internal(format!("failed to initialize: {error}")),
-        })?;
+        let made =
+            seal::init_unattended(params, break_glass.as_ref(), &seals.enabled()).await.map_err(|error| {
+                match error {
+                    UnattendedInitError::Shares(error) => invalid_config(error),
+                    UnattendedInitError::NoSeal(_) => {
+                        ApiError::Internal(format!("failed to initialize: {error}"))
+                    }
+                }
+            })?;
         for seal in seals.enabled() {
             let fault = made.missing.iter().find(|(name, _)| name == seal.name());
             seals.note(&*seal, fault.map_or(Ok(()), |(_, fault)| Err(fault.clone())));
         }
-        Ok(made.output)
+        Ok((made.output, made.break_glass))
     }
 
     fn found(&self) -> Result<Founding, keystead_tls::Error> {
@@ -277,8 +302,10 @@ impl Node {
         first_entry(&replica, txn).await.map_err(|e| failed("writing the first entry")(&e))?;
         Ok(InitResponse {
             recovery,
-            keys_hex: shares.iter().map(seal::Share::to_hex).collect(),
-            keys_base64: shares.iter().map(seal::Share::to_base64).collect(),
+            keys_hex: shares.iter().map(Share::to_hex).collect(),
+            keys_base64: shares.iter().map(Share::to_base64).collect(),
+            break_glass_hex: Vec::new(),
+            break_glass_base64: Vec::new(),
             root_token,
         })
     }

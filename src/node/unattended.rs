@@ -60,7 +60,9 @@ impl Seals {
         let mut warnings = self.faults_in_words();
         let Some(config) = config else { return warnings };
         let entries: Vec<_> = config.unattended().map(|(entry, _)| entry).collect();
-        if let [only] = &entries[..] {
+        if let [only] = &entries[..]
+            && config.shamir().is_none()
+        {
             warnings.push(format!(
                 "nothing but the seal \"{}\" opens this vault: without it the data is lost; configure a second seal",
                 only.name

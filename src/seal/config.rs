@@ -198,6 +198,15 @@ pub enum ShareRejection {
         /// The share's number.
         x: u8,
     },
+    /// It is a recovery share.
+    #[error(
+        "share {x} is a recovery share, which opens nothing; enter break-glass shares, or look at the server's log for \
+         what keeps the seals from opening this vault"
+    )]
+    Recovery {
+        /// The share's number.
+        x: u8,
+    },
     /// The vault is not opened by shares.
     #[error(
         "this vault is not opened by shares but by its seals, by itself: look at the server's log for what keeps them \
@@ -360,7 +369,8 @@ impl SealConfig {
         Ok(config)
     }
 
-    /// The seal whose shares people hold, if there is one.
+    /// The seal whose shares people hold, if there is one: of a vault that opens by itself, the one for the day on which
+    /// it does not ([`BREAK_GLASS_SEAL`](super::BREAK_GLASS_SEAL)).
     #[must_use]
     pub fn shamir(&self) -> Option<(&SealEntry, &ShareSet)> {
         self.seals.iter().find_map(|seal| match &seal.access {
@@ -395,7 +405,11 @@ impl SealConfig {
     /// [`ShareRejection`], which says what to do.
     pub fn check_share(&self, share: &Share) -> Result<(), ShareRejection> {
         let (_, set) = self.shamir().ok_or(ShareRejection::NoShamirSeal)?;
-        self.check_in(set, share)
+        let is_recovery = || self.check_recovery_share(share).is_ok();
+        self.check_in(set, share).map_err(|rejection| match is_recovery() {
+            true => ShareRejection::Recovery { x: share.point.x },
+            false => rejection,
+        })
     }
 
     /// Whether `share` is one of the recovery shares.

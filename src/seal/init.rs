@@ -10,6 +10,9 @@ use crate::secret::{Kek, RootKey, random_array};
 /// Name of the seal that shares open.
 pub const SHAMIR_SEAL: &str = "shamir";
 
+/// Name of the seal whose shares open a vault when every seal that opens by itself is gone.
+pub const BREAK_GLASS_SEAL: &str = "break-glass";
+
 /// What the operator decides at init.
 #[derive(Clone, Copy, Debug)]
 pub struct InitParams {
@@ -63,20 +66,29 @@ pub fn reseal(
     root: &RootKey,
     params: &InitParams,
 ) -> Result<(SealConfig, Vec<Share>), InitError> {
+    let (seal, shares) = shared(SHAMIR_SEAL, vault_id, root_generation, root, params)?;
+    let config = SealConfig::signed(vault_id, root_generation, vec![seal], None, params.now_ms, root);
+    Ok((config, shares))
+}
+
+/// Wraps `root` under a fresh KEK that is split into shares, for the seal of that name.
+pub(super) fn shared(
+    name: &str,
+    vault_id: VaultId,
+    root_generation: u32,
+    root: &RootKey,
+    params: &InitParams,
+) -> Result<(SealEntry, Vec<Share>), InitError> {
     if params.threshold == 1 && params.shares > 1 {
         return Err(InitError::ThresholdOne);
     }
     let kek = Kek::random();
     let points = split(kek.expose(), params.shares, params.threshold)?;
     let set = ShareSet::of(random_array(), vault_id, root_generation, &points, params.threshold);
-    let seal = SealEntry {
-        name: SHAMIR_SEAL.to_owned(),
-        access: Access::Shares(set),
-        wrap: Wrap::seal(vault_id, SHAMIR_SEAL, root_generation, &kek, root),
-    };
-    let config = SealConfig::signed(vault_id, root_generation, vec![seal], None, params.now_ms, root);
+    let wrap = Wrap::seal(vault_id, name, root_generation, &kek, root);
+    let seal = SealEntry { name: name.to_owned(), access: Access::Shares(set), wrap };
     let shares = points.into_iter().map(|point| Share::new(vault_id, root_generation, point)).collect();
-    Ok((config, shares))
+    Ok((seal, shares))
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ pub use config::{
     Access, OpenError, SealConfig, SealConfigError, SealEntry, SealKind, ShareRejection, ShareSet, Verifier,
 };
 pub use file::FileSeal;
-pub use init::{InitError, InitOutput, InitParams, SHAMIR_SEAL, init, reseal};
+pub use init::{BREAK_GLASS_SEAL, InitError, InitOutput, InitParams, SHAMIR_SEAL, init, reseal};
 pub use migration::recovery_kek;
 pub use pkcs11::{HELPER_ROLE, KeyFacts, Pkcs11Seal, TokenFacts, own_program, serve_helper};
 pub use shamir::{CombineError, SharePoint, SplitError, combine, split};

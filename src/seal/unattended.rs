@@ -7,7 +7,7 @@ use sha2::Sha256;
 
 use super::auto::{AutoSeal, SealFault, SealedKek};
 use super::config::{Access, SealConfig, SealConfigError, SealEntry, ShareSet};
-use super::init::{InitError, InitOutput, InitParams};
+use super::init::{BREAK_GLASS_SEAL, InitError, InitOutput, InitParams, shared};
 use super::shamir::split;
 use super::share::Share;
 use super::wrap::{Wrap, WrapError};
@@ -105,6 +105,8 @@ fn mixed(key: &mut [u8; 32], entropy: &[SecretBytes]) {
 pub struct UnattendedInit {
     /// The vault; its shares are the recovery shares.
     pub output: InitOutput,
+    /// The break-glass shares; none if none were asked for.
+    pub break_glass: Vec<Share>,
     /// Seals by which the root key is not wrapped yet, and why.
     pub missing: Vec<(String, SealFault)>,
 }
@@ -120,12 +122,13 @@ pub enum UnattendedInitError {
     NoSeal(String),
 }
 
-/// Draws vault id and root key of a new vault, which `seals` wrap, and recovery shares.
+/// Draws vault id and root key of a new vault, which `seals` wrap, recovery shares, and break-glass shares if asked for.
 ///
 /// # Errors
 /// [`UnattendedInitError`]. One seal that works is enough; the others can be added when they do.
 pub async fn init_unattended(
     params: &InitParams,
+    break_glass: Option<&InitParams>,
     seals: &[Arc<dyn AutoSeal>],
 ) -> Result<UnattendedInit, UnattendedInitError> {
     let (vault_id, generation) = (VaultId(random_array()), 1);
@@ -153,10 +156,17 @@ pub async fn init_unattended(
         let faults = missing.iter().map(|(name, fault)| format!("{name}: {fault}"));
         return Err(UnattendedInitError::NoSeal(faults.collect::<Vec<_>>().join("; ")));
     }
+    let mut for_the_worst = Vec::new();
+    if let Some(params) = break_glass {
+        let (entry, shares) = shared(BREAK_GLASS_SEAL, vault_id, generation, &root_key, params)?;
+        entries.push(entry);
+        for_the_worst = shares;
+    }
     let seal_config =
         SealConfig::signed(vault_id, generation, entries, Some(recovery), params.now_ms, &root_key);
     let shares = points.into_iter().map(|point| Share::new(vault_id, generation, point)).collect();
-    Ok(UnattendedInit { output: InitOutput { seal_config, root_key, shares }, missing })
+    let output = InitOutput { seal_config, root_key, shares };
+    Ok(UnattendedInit { output, break_glass: for_the_worst, missing })
 }
 
 #[cfg(test)]
@@ -176,7 +186,7 @@ mod tests {
     #[tokio::test]
     async fn each_seal_opens_the_vault_and_its_entry_alone() {
         let (_dir, seals) = two();
-        let made = init_unattended(&PARAMS, &seals).await.unwrap();
+        let made = init_unattended(&PARAMS, None, &seals).await.unwrap();
         assert!(made.missing.is_empty());
         let config = SealConfig::decode(&made.output.seal_config.encode()).unwrap();
         let entries: Vec<_> = config.unattended().collect();
@@ -190,7 +200,7 @@ mod tests {
     #[tokio::test]
     async fn recovery_shares_open_nothing() {
         let (_dir, seals) = two();
-        let made = init_unattended(&PARAMS, &seals).await.unwrap().output;
+        let made = init_unattended(&PARAMS, None, &seals).await.unwrap().output;
         assert_eq!(made.shares.len(), 5);
         for share in &made.shares {
             assert_eq!(made.seal_config.check_share(share), Err(ShareRejection::NoShamirSeal));
@@ -200,20 +210,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn break_glass_shares_open_what_the_seals_would_and_recovery_shares_are_told_from_them() {
+        let (_dir, seals) = two();
+        let three = InitParams { shares: 4, threshold: 2, now_ms: 0 };
+        let made = init_unattended(&PARAMS, Some(&three), &seals).await.unwrap();
+        let config = SealConfig::decode(&made.output.seal_config.encode()).unwrap();
+        assert_eq!(made.break_glass.len(), 4);
+        assert!(made.break_glass.iter().all(|share| config.check_share(share).is_ok()));
+        for share in &made.output.shares {
+            let x = share.point.x;
+            assert_eq!(config.check_share(share), Err(ShareRejection::Recovery { x }));
+        }
+        let points = |shares: Vec<Share>| shares.into_iter().map(|share| share.point).collect::<Vec<_>>();
+        assert!(config.unwrap_root(&points(made.output.shares)).is_err());
+        let enough = &points(made.break_glass)[1..3];
+        assert!(config.unwrap_root(enough).unwrap().ct_eq(&made.output.root_key));
+    }
+
+    #[tokio::test]
     async fn a_seal_that_does_not_work_is_left_out_and_named() {
         let (dir, mut seals) = two();
         seals.push(Arc::new(FileSeal::new("gone", &dir.path().join("no/such/directory"))));
-        let made = init_unattended(&PARAMS, &seals).await.unwrap();
+        let made = init_unattended(&PARAMS, None, &seals).await.unwrap();
         assert_eq!(made.output.seal_config.unattended().count(), 2);
         assert_eq!(made.missing[0].0, "gone");
-        let none = init_unattended(&PARAMS, &seals[2..]).await;
+        let none = init_unattended(&PARAMS, None, &seals[2..]).await;
         assert!(matches!(none, Err(UnattendedInitError::NoSeal(text)) if text.contains("no/such/directory")));
     }
 
     #[tokio::test]
     async fn no_changed_byte_of_an_entry_is_borne_out() {
         let (_dir, seals) = two();
-        let made = init_unattended(&PARAMS, &seals[..1]).await.unwrap().output;
+        let made = init_unattended(&PARAMS, None, &seals[..1]).await.unwrap().output;
         let bytes = made.seal_config.encode();
         for at in 0..bytes.len() {
             let mut changed = bytes.clone();

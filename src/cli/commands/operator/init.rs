@@ -22,6 +22,12 @@ pub const FLAGS: &[Flag] = &[
     Flag::new("recovery-shares", Kind::Int, "Number of recovery shares, for seals that open by themselves."),
     Flag::new("recovery-threshold", Kind::Int, "Number of them that are needed."),
     Flag::new(
+        "break-glass-shares",
+        Kind::Int,
+        "Number of shares that open the cluster when all of its seals are gone; none by default.",
+    ),
+    Flag::new("break-glass-threshold", Kind::Int, "Number of them that open it; 3 by default."),
+    Flag::new(
         "recovery-pgp-keys",
         Kind::CommaList,
         "Files with PGP public keys to encrypt the recovery shares with.",
@@ -89,8 +95,9 @@ fn body(invocation: &mut Invocation<'_, '_>, recovery: bool) -> Result<Value, i3
     } else {
         (given("recovery-shares"), given("recovery-threshold"))
     };
+    let break_glass = given("break-glass-shares");
     let body = (|| {
-        Ok(json!({
+        let mut body = json!({
             "secret_shares": shares,
             "secret_threshold": threshold,
             "stored_shares": 0,
@@ -99,7 +106,12 @@ fn body(invocation: &mut Invocation<'_, '_>, recovery: bool) -> Result<Value, i3
             "recovery_threshold": recovery_threshold,
             "recovery_pgp_keys": pgp_keys(&flags.list("recovery-pgp-keys"))?,
             "root_token_pgp_key": flags.text("root-token-pgp-key").map(pgp_key).transpose()?.unwrap_or_default(),
-        }))
+        });
+        if break_glass > 0 {
+            body["break_glass_shares"] = break_glass.into();
+            body["break_glass_threshold"] = count("break-glass-threshold", break_glass.min(3)).into();
+        }
+        Ok(body)
     })();
     body.map_err(|why: String| invocation.fail(&why))
 }
@@ -164,7 +176,7 @@ impl<'a> NewKeys<'a> {
     }
 
     fn document(&self) -> Document {
-        Document::object([
+        let mut fields = vec![
             ("unseal_keys_b64", self.list("keys_base64")),
             ("unseal_keys_hex", self.list("keys")),
             ("unseal_shares", self.shares.into()),
@@ -174,12 +186,24 @@ impl<'a> NewKeys<'a> {
             ("recovery_keys_shares", self.recovery_shares.into()),
             ("recovery_keys_threshold", self.recovery_threshold.into()),
             ("root_token", self.root_token().into()),
-        ])
+        ];
+        // Not Vault's: only where there are some.
+        for (name, list) in [
+            ("break_glass_keys_b64", "break_glass_keys_base64"),
+            ("break_glass_keys_hex", "break_glass_keys"),
+        ] {
+            fields.extend(self.answer.get(list).map(|keys| (name, keys.clone())));
+        }
+        Document::object(fields)
     }
 
     fn text(&self, program: &str) -> String {
         let mut lines = Vec::new();
-        for (title, key) in [("Unseal", "keys_base64"), ("Recovery", "recovery_keys_base64")] {
+        for (title, key) in [
+            ("Unseal", "keys_base64"),
+            ("Recovery", "recovery_keys_base64"),
+            ("Break-Glass", "break_glass_keys_base64"),
+        ] {
             for (at, share) in self.list(key).as_array().into_iter().flatten().enumerate() {
                 lines.push(format!("{title} Key {}: {}", at + 1, output::go(share)));
             }
