@@ -13,7 +13,7 @@ use crate::{
     rates::{client_tls, fill},
     report::{Due, Report},
     requests::{self, Kind},
-    usage,
+    token, usage,
 };
 
 const MIB: f64 = 1_048_576.0;
@@ -33,6 +33,9 @@ pub async fn all(args: &Args, report: &mut Report) -> Result<()> {
     }
     if args.wants("time/start") {
         Box::pin(start(args, report)).await?;
+    }
+    if args.wants("time/token") {
+        Box::pin(token::start(args, report)).await?;
     }
     if args.wants("time/failover") {
         Box::pin(failover(args, report)).await?;
@@ -213,7 +216,7 @@ async fn open(cluster: &Cluster, node: &Node) -> Result<()> {
 }
 
 /// Times with a bound for their median, or for the worst where both are given.
-fn spans(
+pub fn spans(
     name: &str,
     what: &str,
     mut times: Vec<Duration>,

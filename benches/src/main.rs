@@ -15,6 +15,7 @@ mod load;
 mod rates;
 mod report;
 mod requests;
+mod token;
 mod usage;
 
 use args::Args;
