@@ -162,6 +162,11 @@ async fn either_of_two_seals_opens_and_the_missing_one_is_named() {
         node.start().await.unwrap();
         let status = open(node).await;
         assert_eq!(warns(&status, "seal \"east\" does not work"), gone == "east", "{status}");
+        let backends = node.client().without_token().call("GET", "sys/seal-backend-status", None).await;
+        let backends = backends.unwrap().ok().unwrap().json();
+        assert_eq!(backends["backends"][0]["name"], "east", "{backends}");
+        assert_eq!(backends["backends"][0]["healthy"] == false, gone == "east", "{backends}");
+        assert_eq!(backends["fully_wrapped"], true, "{backends}");
         fs::rename(&aside, keys.path(gone)).unwrap();
     }
 }

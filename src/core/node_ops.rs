@@ -65,6 +65,17 @@ pub struct SealStatus {
     pub cluster_id: Option<String>,
 }
 
+/// One seal that opens the vault by itself, as `sys/seal-backend-status` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealBackend {
+    /// Its name.
+    pub name: String,
+    /// Since when it does not work, in milliseconds since the Unix epoch; `None` while it does.
+    pub unhealthy_since_ms: Option<u64>,
+    /// The root key is wrapped by it.
+    pub wraps: bool,
+}
+
 /// What `sys/health` is answered from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthFacts {
@@ -228,6 +239,8 @@ pub trait NodeOps: Send + Sync + 'static {
     fn replica(&self) -> Option<Arc<dyn Replicated>>;
     /// What `sys/seal-status` says.
     fn seal_status(&self) -> SealStatus;
+    /// The seals of this node that open the vault by themselves.
+    fn seal_backends(&self) -> Vec<SealBackend>;
     /// What `sys/health` is answered from.
     fn health(&self) -> HealthFacts;
     /// What `sys/leader` is answered from.

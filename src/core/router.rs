@@ -36,6 +36,8 @@ pub enum Handler {
     Init,
     /// `sys/seal-status`.
     SealStatus,
+    /// `sys/seal-backend-status`.
+    SealBackends,
     /// `sys/unseal`.
     Unseal,
     /// `sys/seal`.
@@ -153,6 +155,7 @@ const fn logical(
 pub const ROUTES: &[Route] = &[
     raw("sys/init", &[Read, Update], Handler::Init),
     raw("sys/seal-status", &[Read], Handler::SealStatus),
+    raw("sys/seal-backend-status", &[Read], Handler::SealBackends),
     raw("sys/unseal", &[Update], Handler::Unseal),
     raw("sys/health", &[Read], Handler::Health),
     raw("sys/leader", &[Read], Handler::Leader),
@@ -329,6 +332,7 @@ mod tests {
                 "sys/livez",
                 "sys/readyz",
                 "sys/replication/status",
+                "sys/seal-backend-status",
                 "sys/seal-status",
                 "sys/storage/raft/bootstrap/answer",
                 "sys/storage/raft/bootstrap/challenge",

@@ -9,7 +9,7 @@ use super::{
     error::ApiError,
     fields::{Fields, integer, parse_bool},
     gojson,
-    node_ops::{HealthFacts, InitRequest, JoinRequest, SealStatus, UnsealRequest},
+    node_ops::{HealthFacts, InitRequest, JoinRequest, SealBackend, SealStatus, UnsealRequest},
     request::{Operation, Request},
     response::{Answer, HealthState},
     router::Handler,
@@ -36,6 +36,7 @@ impl Core {
             }
             Handler::Init => self.init(request).await,
             Handler::SealStatus => Ok(self.seal_status(&self.node().seal_status())),
+            Handler::SealBackends => Ok(seal_backends(&self.node().seal_backends())),
             Handler::Unseal => self.unseal(request).await,
             Handler::Health => health(&self.node().health(), &Fields(&request.data)),
             Handler::Alive => alive(&self.node().health(), &Fields(&request.data)),
@@ -201,6 +202,40 @@ impl Core {
 
 fn raw<T: Serialize>(body: &T) -> Answer {
     Answer::Raw(gojson::to_string(body))
+}
+
+/// Vault's, since 1.16.
+fn seal_backends(seals: &[SealBackend]) -> Answer {
+    #[derive(Serialize)]
+    struct Backend<'a> {
+        name: &'a str,
+        healthy: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        unhealthy_since: Option<String>,
+    }
+    #[derive(Serialize)]
+    struct Body<'a> {
+        healthy: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        unhealthy_since: Option<String>,
+        backends: Vec<Backend<'a>>,
+        fully_wrapped: bool,
+    }
+    let backends: Vec<_> = seals
+        .iter()
+        .map(|seal| Backend {
+            name: &seal.name,
+            healthy: seal.unhealthy_since_ms.is_none(),
+            unhealthy_since: seal.unhealthy_since_ms.map(rfc3339),
+        })
+        .collect();
+    let first = seals.iter().filter_map(|seal| seal.unhealthy_since_ms).min();
+    raw(&Body {
+        healthy: first.is_none(),
+        unhealthy_since: first.map(rfc3339),
+        backends,
+        fully_wrapped: seals.iter().all(|seal| seal.wraps),
+    })
 }
 
 fn health(facts: &HealthFacts, query: &Fields<'_>) -> Result<Answer, ApiError> {

@@ -25,7 +25,7 @@ use super::{
     initial_writes,
     node_ops::{
         HaNode, HealthFacts, InitRequest, InitResponse, JoinRequest, KeyStatus, LeaderStatus, NodeOps,
-        RaftServer, SealStatus, UnsealRequest, Unsealed,
+        RaftServer, SealBackend, SealStatus, UnsealRequest, Unsealed,
     },
     path::RequestPath,
     request::{Operation, Request},
@@ -263,6 +263,10 @@ impl NodeOps for FakeNode {
             cluster_name: (!sealed).then(|| "test".to_owned()),
             cluster_id: (!sealed).then(|| "id".to_owned()),
         }
+    }
+
+    fn seal_backends(&self) -> Vec<SealBackend> {
+        Vec::new()
     }
 
     fn health(&self) -> HealthFacts {

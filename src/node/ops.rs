@@ -10,7 +10,7 @@ use crate::core::{
     error::ApiError,
     node_ops::{
         HaNode, HealthFacts, InitRequest, InitResponse, JoinRequest, KeyStatus, LeaderStatus, NodeOps,
-        RaftServer, SealStatus, UnsealRequest, Unsealed,
+        RaftServer, SealBackend, SealStatus, UnsealRequest, Unsealed,
     },
 };
 use crate::seal::{SealConfig, SealKind};
@@ -91,6 +91,10 @@ impl NodeOps for Node {
             cluster_name,
             cluster_id,
         }
+    }
+
+    fn seal_backends(&self) -> Vec<SealBackend> {
+        self.settings.seals.backends(self.seal_configs().unwrap_or_default().last())
     }
 
     fn health(&self) -> HealthFacts {

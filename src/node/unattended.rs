@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::Node;
 use crate::{
+    core::node_ops::SealBackend,
     seal::{AutoSeal, SealConfig, SealFault, SealKind, UnattendedError},
     secret::RootKey,
 };
@@ -25,8 +26,8 @@ pub struct Seals {
     all: Vec<Arc<dyn AutoSeal>>,
     /// Names of those that are migrated away from.
     disabled: HashSet<String>,
-    /// What went wrong last, by the seal's name.
-    faults: Mutex<HashMap<String, SealFault>>,
+    /// What went wrong last and since when something does, in milliseconds since the Unix epoch, by the seal's name.
+    faults: Mutex<HashMap<String, (SealFault, u64)>>,
 }
 
 impl Seals {
@@ -53,6 +54,21 @@ impl Seals {
     /// Whether the seal worked when it was last used.
     pub fn works(&self, name: &str) -> bool {
         !self.faults.lock().contains_key(name)
+    }
+
+    /// The enabled seals, in a vault that is opened as `config` says.
+    pub fn backends(&self, config: Option<&SealConfig>) -> Vec<SealBackend> {
+        let faults = self.faults.lock();
+        let of = |seal: &Arc<dyn AutoSeal>| {
+            let name = seal.name().to_owned();
+            let mut entries = config.into_iter().flat_map(SealConfig::unattended);
+            SealBackend {
+                unhealthy_since_ms: faults.get(&name).map(|(_, since_ms)| *since_ms),
+                wraps: entries.any(|(entry, _)| entry.name == name && entry.kind() == seal.kind()),
+                name,
+            }
+        };
+        self.enabled().iter().map(of).collect()
     }
 
     /// What an operator should look after, in a vault that is opened as `config` says.
@@ -87,7 +103,9 @@ impl Seals {
     fn faults_in_words(&self) -> Vec<String> {
         let faults = self.faults.lock();
         let of = |seal: &Arc<dyn AutoSeal>| {
-            faults.get(seal.name()).map(|fault| format!("seal \"{}\" does not work: {fault}", seal.name()))
+            faults
+                .get(seal.name())
+                .map(|(fault, _)| format!("seal \"{}\" does not work: {fault}", seal.name()))
         };
         self.all.iter().filter_map(of).collect()
     }
@@ -104,10 +122,12 @@ impl Seals {
                 }
             }
             Err(fault) => {
-                if faults.get(name) != Some(&fault) {
+                let before = faults.get(name);
+                if before.is_none_or(|(known, _)| *known != fault) {
                     tracing::warn!(seal = name, %fault, "a seal does not work");
                 }
-                faults.insert(name.to_owned(), fault);
+                let since_ms = before.map_or_else(keystead_raft::clock::wall_ms, |(_, since_ms)| *since_ms);
+                faults.insert(name.to_owned(), (fault, since_ms));
             }
         }
     }
