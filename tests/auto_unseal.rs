@@ -128,7 +128,7 @@ async fn three_nodes_with_a_token_need_nobody() {
         stage.module.display(),
         stage::PIN
     );
-    let builder = with(Builder::new(stage.path("helper"), 3), vec![stanza]);
+    let builder = with(Builder::new(stage.path("helper"), 3), vec![stanza.clone()]);
     let cluster = Box::pin(builder.start()).await.unwrap();
     unattended(&cluster, "pkcs11").await;
     // A token that is gone takes nothing from who is open, and opens nobody; when it is back, it does.
@@ -145,6 +145,22 @@ async fn three_nodes_with_a_token_need_nobody() {
     open(cluster.at(2)).await;
     cluster.serves(2, SOON).await.unwrap();
     assert_eq!(cluster.at(2).get("b").await.unwrap().unwrap()["v"], "written without a token");
+    // A second token, configured later: the leader makes its key and wraps by it, and it opens alone.
+    stage.token("zone-b");
+    let second = stanza.replace("zone-a", "zone-b").replace("\n}", "\n  name = \"west\"\n}");
+    restart_with(&cluster, &[stanza, second.clone()]).await;
+    let both = |status: &Value| {
+        let lacking =
+            ["is not wrapped", "second seal", "does not work"].iter().any(|text| warns(status, text));
+        status["sealed"] == false && !lacking
+    };
+    for node in cluster.nodes() {
+        status(node, "to have two wraps", both).await;
+    }
+    restart_with(&cluster, &[second]).await;
+    for node in cluster.nodes() {
+        open(node).await;
+    }
 }
 
 #[tokio::test]

@@ -10,16 +10,13 @@ use keystead_raft::Replicated as _;
 use tokio::sync::watch;
 
 use super::Node;
-use crate::{
-    barrier::Aad,
-    seal::{AutoSeal, SealConfig, SealEntry, SealFault, SealedKek},
-    secret::Kek,
-};
+use crate::seal::{AutoSeal, SealConfig, SealEntry, exercise};
 
 /// How often every seal is exercised. The first time comes sooner: what was missing at init is wrapped then.
 const INTERVAL: Duration = Duration::from_secs(60);
 const FIRST: Duration = Duration::from_secs(1);
-const CANARY_TAG: &str = "keystead/v1/seal-canary";
+/// How soon it is tried again while one does not work.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// Exercises the seals of a node until it stops.
 pub async fn watch_seals(node: Weak<Node>, mut stopping: watch::Receiver<bool>) {
@@ -29,7 +26,6 @@ pub async fn watch_seals(node: Weak<Node>, mut stopping: watch::Receiver<bool>) 
             changed = stopping.changed() => if changed.is_err() || *stopping.borrow() { return },
             () = tokio::time::sleep(wait) => {}
         }
-        wait = INTERVAL;
         let Some(node) = node.upgrade() else { return };
         // A node that is sealed asks its seals anyway, and a newcomer has nobody to lead.
         if node.keys.read().is_none() {
@@ -37,6 +33,8 @@ pub async fn watch_seals(node: Weak<Node>, mut stopping: watch::Receiver<bool>) 
             continue;
         }
         node.exercise_seals().await;
+        let seals = &node.settings.seals;
+        wait = if seals.enabled().iter().all(|seal| seals.works(seal.name())) { INTERVAL } else { AGAIN };
     }
 }
 
@@ -44,6 +42,13 @@ impl Node {
     /// Exercises every seal once, and wraps what is to be wrapped.
     pub(super) async fn exercise_seals(&self) {
         for seal in &self.settings.seals.enabled() {
+            // One that was configured after init may lack its key; nobody but the leader makes one.
+            if self.is_to_be_prepared(&**seal)
+                && let Err(fault) = seal.prepare().await
+            {
+                self.settings.seals.note(&**seal, Err(fault));
+                continue;
+            }
             let began = Instant::now();
             let sealed = exercise(&**seal).await;
             self.settings.seals.note(&**seal, sealed.as_ref().map(drop).map_err(Clone::clone));
@@ -60,6 +65,15 @@ impl Node {
         if let Err(why) = self.drop_disabled().await {
             tracing::warn!(why, "the wraps of disabled seals could not be taken out");
         }
+    }
+
+    /// Whether this node leads a vault that opens by itself, and the seal has no wrap there yet.
+    fn is_to_be_prepared(&self, seal: &dyn AutoSeal) -> bool {
+        let leads = self.replica().is_some_and(|replica| replica.leadership().borrow().is_self);
+        let Some(config) = self.seal_configs().unwrap_or_default().pop().filter(|_| leads) else {
+            return false;
+        };
+        config.unattended().next().is_some() && config.seals.iter().all(|entry| entry.name != seal.name())
     }
 
     /// Wraps the root key by a seal that has no wrap of it yet, or one under a key that was replaced since. Only the
@@ -123,17 +137,5 @@ fn lacks(config: &SealConfig, seal: &dyn AutoSeal, key_id: &str) -> bool {
     match entries.find(|(entry, _)| entry.name == seal.name()) {
         None => config.seals.iter().all(|entry| entry.name != seal.name()),
         Some((entry, kek)) => entry.kind() == seal.kind() && kek.key_id != key_id,
-    }
-}
-
-/// Encrypts a KEK that is good for nothing, and decrypts it.
-async fn exercise(seal: &dyn AutoSeal) -> Result<SealedKek, SealFault> {
-    let aad = Aad::new(CANARY_TAG).field(seal.name().as_bytes()).finish();
-    let kek = Kek::random();
-    let sealed = seal.encrypt(&kek, &aad).await?;
-    let again = seal.decrypt(&sealed, &aad).await?;
-    match again.ct_eq(&kek) {
-        true => Ok(sealed),
-        false => Err(SealFault::Unavailable("what it encrypts comes out as something else".to_owned())),
     }
 }

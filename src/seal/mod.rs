@@ -37,5 +37,5 @@ pub use migration::recovery_kek;
 pub use pkcs11::{HELPER_ROLE, KeyFacts, Pkcs11Seal, TokenFacts, own_program, serve_helper};
 pub use shamir::{CombineError, SharePoint, SplitError, combine, split};
 pub use share::{Share, ShareOrigin, ShareTextError, vault_tag};
-pub use unattended::{UnattendedError, UnattendedInit, UnattendedInitError, init_unattended};
+pub use unattended::{UnattendedError, UnattendedInit, UnattendedInitError, exercise, init_unattended};
 pub use wrap::{Wrap, WrapError};

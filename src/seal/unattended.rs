@@ -15,6 +15,7 @@ use crate::barrier::{Aad, VaultId};
 use crate::secret::{Kek, RootKey, SecretBytes, fill_random, on_wiped_stack, random_array};
 
 const KEK_TAG: &str = "keystead/v1/sealed-kek";
+const CANARY_TAG: &str = "keystead/v1/seal-canary";
 const MIX_TAG: &[u8] = b"keystead/v1/entropy";
 
 /// Why a seal did not open the root key.
@@ -99,6 +100,21 @@ fn mixed(key: &mut [u8; 32], entropy: &[SecretBytes]) {
             extracted.expand(MIX_TAG, key).expect("32 bytes are fewer than HKDF-SHA256 can give");
         }
     });
+}
+
+/// Encrypts a KEK that is good for nothing with a seal's present key, and decrypts it.
+///
+/// # Errors
+/// The seal's.
+pub async fn exercise(seal: &dyn AutoSeal) -> Result<SealedKek, SealFault> {
+    let aad = Aad::new(CANARY_TAG).field(seal.name().as_bytes()).finish();
+    let kek = Kek::random();
+    let sealed = seal.encrypt(&kek, &aad).await?;
+    let again = seal.decrypt(&sealed, &aad).await?;
+    match again.ct_eq(&kek) {
+        true => Ok(sealed),
+        false => Err(SealFault::Unavailable("what it encrypts comes out as something else".to_owned())),
+    }
 }
 
 /// A vault whose root key seals keep, and what became of those that could not.

@@ -8,6 +8,7 @@ mod cluster_certificate;
 mod files;
 mod limits;
 mod ports;
+mod seals;
 mod storage;
 
 use std::path::PathBuf;
@@ -93,6 +94,7 @@ pub async fn run(paths: &[PathBuf], env: impl Fn(&str) -> Option<String>) -> Che
     });
     children.push(ports::check(&config, in_use));
     children.push(certificates::check(&config));
+    children.extend(seals::check(&config.seals, directory).await);
     children.push(clock::check(&config).await);
     children.push(limits::check(&config));
     Check::group(NAME, children)
@@ -194,6 +196,25 @@ mod tests {
             std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
             run(&[file], |_| None).await
         }
+    }
+
+    #[tokio::test]
+    async fn seals_are_exercised_and_nothing_is_made() {
+        use std::os::unix::fs::PermissionsExt;
+        let mut node = Node::new();
+        let key = node.path("key");
+        node.more = format!("seal \"file\" {{\n  path = \"{}\"\n}}", key.display());
+        let found = node.diagnose().await;
+        assert_eq!(find(&found, "Seal file").status, Status::Warn, "there is no key yet");
+        assert!(!key.exists());
+        std::fs::write(&key, "ab".repeat(32)).unwrap();
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(find(&node.diagnose().await, "Seal file").status, Status::Ok);
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let open = node.diagnose().await;
+        let open = find(&open, "Seal file");
+        assert_eq!(open.status, Status::Fail);
+        assert!(open.message.contains("chmod 600"), "{}", open.message);
     }
 
     #[tokio::test]
