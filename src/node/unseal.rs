@@ -65,7 +65,8 @@ impl Node {
                 let text = "migrate option not provided and seal migration is pending";
                 return Err(ApiError::Internal(text.into()));
             }
-            _ if unsealed => return Ok(self.seal_status()),
+            // An open node takes shares for a migration alone.
+            (None, false) | (Some(_), false) if unsealed => return Ok(self.seal_status()),
             _ => {}
         }
         let config = judge(configs, &share, migration)?;
@@ -78,7 +79,9 @@ impl Node {
         let Some(points) = points else { return Ok(self.seal_status()) };
         if let Some(migration) = migration {
             let (root, agreed) = self.agree(migration, &config, &points).await?;
-            self.open_and_wait(config, root).await?;
+            if !unsealed {
+                self.open_and_wait(config, root).await?;
+            }
             self.carry_out(agreed);
             return Ok(self.seal_status());
         }
