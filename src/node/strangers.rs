@@ -53,7 +53,7 @@ impl Node {
 }
 
 /// The id of the cluster that an unsealed node belongs to.
-pub(super) async fn cluster_of(target: &JoinTarget) -> Option<String> {
+async fn cluster_of(target: &JoinTarget) -> Option<String> {
     let response = target.client.request("GET", "/v1/sys/seal-status", None, &[]);
     let response = tokio::time::timeout(PATIENCE, response).await.ok()?.ok()?;
     let body: Value = serde_json::from_slice(&response.body).ok()?;
