@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -63,6 +63,17 @@ pub struct SharedState {
     log: Mutex<Log>,
     _lock: DataDir,
     _dir: tempfile::TempDir,
+}
+
+impl Drop for SharedState {
+    /// A task on another thread may hold the state a moment longer, and would write into the directory while it is
+    /// removed, which leaves a part of it behind.
+    fn drop(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while Arc::strong_count(&self.state) > 1 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 impl SharedState {
