@@ -5,6 +5,8 @@ mod common;
 #[allow(dead_code)] // its own tests use all of it
 #[path = "hsm/stage.rs"]
 mod stage;
+#[path = "common/unattended.rs"]
+mod unattended_nodes;
 
 use std::{
     fs,
@@ -14,11 +16,10 @@ use std::{
 };
 
 use common::{at_most, one, three};
-use keystead_chaos::{Builder, Cluster, Node, Result, wait};
+use keystead_chaos::{Builder, Cluster, Result, wait};
 use serde_json::{Value, json};
 use stage::Stage;
-
-const SOON: Duration = Duration::from_secs(30);
+use unattended_nodes::{SOON, init, open, restart_with, start_all, status, type_in, warns, with};
 
 /// A directory with the key files, and the stanzas that name them.
 struct Keys(tempfile::TempDir);
@@ -41,49 +42,6 @@ impl Keys {
             )
         };
         names.iter().enumerate().map(stanza).collect()
-    }
-}
-
-fn with(builder: Builder, stanzas: Vec<String>) -> Builder {
-    builder.configure(move |_, config| config.lines.extend(stanzas.iter().cloned()))
-}
-
-/// Initialises with recovery shares, and gives them.
-async fn init(cluster: &Cluster) -> Vec<String> {
-    let body = json!({ "recovery_shares": 5, "recovery_threshold": 3 });
-    let made = cluster.at(0).call("PUT", "sys/init", Some(&body)).await.unwrap().ok().unwrap().json();
-    assert_eq!(made["keys"], json!([]), "nobody needs a share to open it");
-    for node in cluster.nodes() {
-        node.set_token(made["root_token"].as_str().unwrap());
-    }
-    let shares = made["recovery_keys_base64"].as_array().unwrap().iter();
-    shares.map(|share| share.as_str().unwrap().to_owned()).collect()
-}
-
-async fn status(node: &Node, what: &str, good: impl Fn(&Value) -> bool) -> Value {
-    let look = || async {
-        node.alive()?;
-        let status = node.seal_status().await?;
-        if good(&status) {
-            Result::Ok(status)
-        } else {
-            Err(keystead_chaos::Error::Broken(status.to_string()))
-        }
-    };
-    wait::until(&format!("{} {what}", node.name()), SOON, look).await.unwrap()
-}
-
-async fn open(node: &Node) -> Value {
-    status(node, "to be open", |status| status["sealed"] == false).await
-}
-
-fn warns(status: &Value, of: &str) -> bool {
-    status["warnings"].as_array().into_iter().flatten().any(|line| line.as_str().unwrap().contains(of))
-}
-
-async fn start_all(cluster: &Cluster) {
-    for node in cluster.nodes() {
-        node.start().await.unwrap();
     }
 }
 
@@ -271,27 +229,6 @@ async fn break_glass_opens_when_every_seal_is_gone() {
         cluster.serves(at, SOON).await.unwrap();
         assert_eq!(node.get("a").await.unwrap().unwrap()["v"], "saved");
     }
-}
-
-/// Sets the seals of every node, and starts all of them anew.
-async fn restart_with(cluster: &Cluster, stanzas: &[String]) {
-    cluster.kill_together(&[0, 1, 2]).unwrap();
-    for node in cluster.nodes() {
-        node.configure(|config| {
-            config.lines.retain(|line| !line.starts_with("seal "));
-            config.lines.extend(stanzas.iter().cloned());
-        });
-    }
-    start_all(cluster).await;
-}
-
-async fn type_in(node: &Node, shares: &[String], migrate: bool) -> keystead_chaos::Response {
-    let mut last = None;
-    for share in shares {
-        let body = json!({ "key": share, "migrate": migrate });
-        last = Some(node.call("PUT", "sys/unseal", Some(&body)).await.unwrap());
-    }
-    last.expect("there are shares")
 }
 
 #[tokio::test]

@@ -71,7 +71,10 @@ impl Core {
         {
             return Ok(led);
         }
-        if matches!(route.handler, Handler::RemovePeer | Handler::RaftChallenge | Handler::RaftAnswer) {
+        if matches!(
+            route.handler,
+            Handler::SealSync | Handler::RemovePeer | Handler::RaftChallenge | Handler::RaftAnswer
+        ) {
             return Ok(self.lead_effect(request, route).await);
         }
         let _latched = match self.latch_key(request, route, &unsealed, &*replica)? {
@@ -141,6 +144,7 @@ impl Core {
             Handler::RaftChallenge => {
                 self.node().raft_challenge(request.data.clone()).await.map(Answer::data)
             }
+            Handler::SealSync => self.seal_sync(request).await,
             Handler::RaftAnswer => self.node().raft_answer(request.data.clone()).await.map(Answer::data),
             _ => match super::fields::Fields(&request.data).text_or_empty("server_id") {
                 Ok(id) if id.is_empty() => Err(ApiError::invalid("no server id provided")),

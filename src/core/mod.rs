@@ -295,9 +295,11 @@ impl Core {
             Handler::Unknown => Err(unknown_path(request)),
             Handler::Unsupported => Err(ApiError::UnsupportedOperation { authenticated: known }),
             // What these do happens outside of the transaction, once it has found them allowed.
-            Handler::Seal | Handler::RemovePeer | Handler::RaftChallenge | Handler::RaftAnswer => {
-                Ok(Answer::NoContent)
-            }
+            Handler::Seal
+            | Handler::SealSync
+            | Handler::RemovePeer
+            | Handler::RaftChallenge
+            | Handler::RaftAnswer => Ok(Answer::NoContent),
             handler => self.answer_sys(&audited, handler, request, unsealed, txn),
         }?;
         Ok(match known_fields(route.handler, request.operation) {
@@ -360,6 +362,7 @@ fn known_fields(handler: Handler, operation: Operation) -> Option<&'static [&'st
         (Handler::Random, _) => &["bytes", "format", "source"],
         (Handler::Hash, _) => &["algorithm", "format", "input"],
         (Handler::Lookup, _) => &["token"],
+        (Handler::SealSync, Operation::Update) => &["prune"],
         (Handler::Loggers, Operation::Update) => &["level"],
         (Handler::Metrics, _) => &["format"],
         (

@@ -76,6 +76,79 @@ pub struct SealBackend {
     pub wraps: bool,
 }
 
+/// How the wrap of the root key by a seal stands beside the seal's present key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WrapState {
+    /// The seal's newest key made it, and it opens.
+    Agrees,
+    /// It opens, by an older key.
+    Stale,
+    /// There is none.
+    Missing,
+    /// The seal works, and does not open it: its key is another one, or was deleted.
+    Unopened,
+    /// The seal does not work.
+    Unreachable,
+    /// The seal is disabled.
+    Disabled,
+    /// No stanza names the seal.
+    Unconfigured,
+}
+
+impl WrapState {
+    /// As `sys/seal-backend-sync` calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Agrees => "agrees",
+            Self::Stale => "stale",
+            Self::Missing => "missing",
+            Self::Unopened => "does-not-open",
+            Self::Unreachable => "unreachable",
+            Self::Disabled => "disabled",
+            Self::Unconfigured => "no-stanza",
+        }
+    }
+}
+
+/// The wrap of the root key by one seal, as `sys/seal-backend-sync` shows it. What is not known is empty, or 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealWrap {
+    /// The seal's name.
+    pub name: String,
+    /// Its kind.
+    pub kind: String,
+    /// How the wrap stands.
+    pub state: WrapState,
+    /// The generation of the root key that is wrapped.
+    pub root_generation: u32,
+    /// Names the wrap, in hexadecimal digits.
+    pub wrap_id: String,
+    /// Names the seal's key that made it.
+    pub wrapped_by: String,
+    /// Names the seal's newest key.
+    pub key: String,
+    /// What keeps it from agreeing, where the seal says so.
+    pub why: String,
+}
+
+impl SealWrap {
+    /// A seal of which nothing but its state is known.
+    #[must_use]
+    pub fn without(name: &str, state: WrapState) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind: String::new(),
+            state,
+            root_generation: 0,
+            wrap_id: String::new(),
+            wrapped_by: String::new(),
+            key: String::new(),
+            why: String::new(),
+        }
+    }
+}
+
 /// What `sys/health` is answered from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthFacts {
@@ -268,6 +341,11 @@ pub trait NodeOps: Send + Sync + 'static {
     /// Seals this node, after handing leadership over if it leads. The caller has been authorised, or the node
     /// is sealed already.
     fn seal(&self) -> BoxFuture<'_, Result<(), ApiError>>;
+    /// How the wraps of the root key stand beside the present keys of this node's seals.
+    fn seal_wraps(&self) -> BoxFuture<'_, Result<Vec<SealWrap>, ApiError>>;
+    /// Wraps the root key anew where that is needed, on the leader; with `prune`, takes out the wraps by seals that no
+    /// stanza names. The answer is how all stand then.
+    fn sync_seals(&self, prune: bool) -> BoxFuture<'_, Result<Vec<SealWrap>, ApiError>>;
     /// `sys/storage/raft/bootstrap/challenge`, on the leader; the answer is the envelope's `data`.
     fn raft_challenge(&self, body: Map<String, Value>)
     -> BoxFuture<'_, Result<Map<String, Value>, ApiError>>;

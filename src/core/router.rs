@@ -38,6 +38,8 @@ pub enum Handler {
     SealStatus,
     /// `sys/seal-backend-status`.
     SealBackends,
+    /// `sys/seal-backend-sync`.
+    SealSync,
     /// `sys/unseal`.
     Unseal,
     /// `sys/seal`.
@@ -179,6 +181,8 @@ pub const ROUTES: &[Route] = &[
         Place::Leader,
     ),
     logical("sys/storage/raft/bootstrap/answer", &[Update], Handler::RaftAnswer, Access::None, Place::Leader),
+    // What the leader's tokens say counts: it is the leader that wraps.
+    logical("sys/seal-backend-sync", &[Read, Update], Handler::SealSync, Access::Root, Place::Leader),
     logical("sys/storage/raft/remove-peer", &[Update], Handler::RemovePeer, Access::Root, Place::Leader),
     logical(
         "sys/storage/raft/configuration",

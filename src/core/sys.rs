@@ -68,6 +68,32 @@ impl Core {
         Ok(Answer::data(Map::from_iter([("config".to_owned(), json!({ "index": 0, "servers": servers }))])))
     }
 
+    /// The wraps of the root key, mended first where that is asked for.
+    pub(super) async fn seal_sync(&self, request: &Request) -> Result<Answer, ApiError> {
+        let wraps = if request.operation.writes() {
+            let prune = Fields(&request.data).flag("prune")?.unwrap_or(false);
+            self.node().sync_seals(prune).await?
+        } else {
+            self.node().seal_wraps().await?
+        };
+        let seals: Vec<Value> = wraps
+            .into_iter()
+            .map(|wrap| {
+                json!({
+                    "key": wrap.key,
+                    "name": wrap.name,
+                    "root_generation": wrap.root_generation,
+                    "state": wrap.state.name(),
+                    "type": wrap.kind,
+                    "why": wrap.why,
+                    "wrap_id": wrap.wrap_id,
+                    "wrapped_by": wrap.wrapped_by,
+                })
+            })
+            .collect();
+        Ok(Answer::data(Map::from_iter([("seals".to_owned(), seals.into())])))
+    }
+
     pub(super) fn metrics(&self, query: &Fields<'_>) -> Result<Answer, ApiError> {
         match query.text_or_empty("format")?.as_str() {
             "" | "prometheus" => Ok(Answer::Text {

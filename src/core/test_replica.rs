@@ -25,7 +25,7 @@ use super::{
     initial_writes,
     node_ops::{
         HaNode, HealthFacts, InitRequest, InitResponse, JoinRequest, KeyStatus, LeaderStatus, NodeOps,
-        RaftServer, SealBackend, SealStatus, UnsealRequest, Unsealed,
+        RaftServer, SealBackend, SealStatus, SealWrap, UnsealRequest, Unsealed, WrapState,
     },
     path::RequestPath,
     request::{Operation, Request},
@@ -355,6 +355,14 @@ impl NodeOps for FakeNode {
             *self.unsealed.lock() = None;
             Ok(())
         })
+    }
+
+    fn seal_wraps(&self) -> BoxFuture<'_, Result<Vec<SealWrap>, ApiError>> {
+        Box::pin(async { Ok(vec![SealWrap::without("east", WrapState::Missing)]) })
+    }
+
+    fn sync_seals(&self, _prune: bool) -> BoxFuture<'_, Result<Vec<SealWrap>, ApiError>> {
+        Box::pin(async { Ok(vec![SealWrap::without("east", WrapState::Agrees)]) })
     }
 
     fn raft_challenge(

@@ -10,7 +10,7 @@ use keystead_raft::Replicated as _;
 use tokio::sync::watch;
 
 use super::Node;
-use crate::seal::{AutoSeal, SealConfig, SealEntry, exercise};
+use crate::seal::{AutoSeal, SealConfig, SealFault, UnattendedError, exercise};
 
 /// How often every seal is exercised. The first time comes sooner: what was missing at init is wrapped then.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -50,19 +50,22 @@ impl Node {
                 continue;
             }
             let began = Instant::now();
-            let sealed = exercise(&**seal).await;
-            self.settings.seals.note(&**seal, sealed.as_ref().map(drop).map_err(Clone::clone));
-            let Ok(sealed) = sealed else { continue };
-            let name = seal.name().to_owned();
-            metrics::histogram!("keystead_seal_canary_seconds", "seal" => name.clone())
-                .record(began.elapsed().as_secs_f64());
-            metrics::gauge!("keystead_seal_last_success_time_seconds", "seal" => name)
-                .set(keystead_raft::clock::wall_ms() as f64 / 1000.0);
-            if let Err(why) = self.rewrap(seal, &sealed.key_id).await {
-                tracing::warn!(seal = seal.name(), why, "the root key could not be wrapped by this seal");
-            }
+            let outcome = match exercise(&**seal).await {
+                Ok(sealed) => {
+                    let name = seal.name().to_owned();
+                    metrics::histogram!("keystead_seal_canary_seconds", "seal" => name.clone())
+                        .record(began.elapsed().as_secs_f64());
+                    metrics::gauge!("keystead_seal_last_success_time_seconds", "seal" => name)
+                        .set(keystead_raft::clock::wall_ms() as f64 / 1000.0);
+                    self.look_after_wrap(seal, &sealed.key_id).await
+                }
+                Err(fault) => Err(fault),
+            };
+            self.settings.seals.note(&**seal, outcome);
         }
-        if let Err(why) = self.drop_disabled().await {
+        if let Err(why) =
+            self.take_out("that are disabled", |name| self.settings.seals.is_disabled(name)).await
+        {
             tracing::warn!(why, "the wraps of disabled seals could not be taken out");
         }
     }
@@ -76,55 +79,31 @@ impl Node {
         config.unattended().next().is_some() && config.seals.iter().all(|entry| entry.name != seal.name())
     }
 
-    /// Wraps the root key by a seal that has no wrap of it yet, or one under a key that was replaced since. Only the
-    /// leader does, and only in a vault that opens by itself.
-    async fn rewrap(&self, seal: &Arc<dyn AutoSeal>, key_id: &str) -> Result<(), String> {
-        let (Some(replica), Some(keys)) = (self.replica(), self.keys.read().clone()) else { return Ok(()) };
-        if !replica.leadership().borrow().is_self {
+    /// Has the leader wrap by a seal that has no wrap of the root key yet, or one under a key that was replaced since,
+    /// and sees whether what there is opens: a start would need just that.
+    async fn look_after_wrap(&self, seal: &Arc<dyn AutoSeal>, key_id: &str) -> Result<(), SealFault> {
+        let Some(config) = self.seal_configs().unwrap_or_default().pop() else { return Ok(()) };
+        if lacks(&config, &**seal, key_id) {
+            if let Err(why) = self.wrap_by(seal).await {
+                tracing::warn!(seal = seal.name(), why, "the root key could not be wrapped by this seal");
+            }
             return Ok(());
         }
-        let Some((config, version)) = self.signed_config(keys.root())? else { return Ok(()) };
-        if !lacks(&config, &**seal, key_id) {
+        let mut entries = config.unattended();
+        let Some(entry) = entries.find(|(entry, _)| entry.name == seal.name() && entry.kind() == seal.kind())
+        else {
             return Ok(());
+        };
+        match config.open_with(&**seal, entry).await {
+            Ok(_) => Ok(()),
+            Err(UnattendedError::Seal(fault @ (SealFault::Unavailable(_) | SealFault::NeedsOperator(_)))) => {
+                Err(fault)
+            }
+            Err(error) => Err(SealFault::NotOurs(format!(
+                "{error}; this seal works, and would not open the vault at a start: restore its key, or, if its present \
+                 key is the right one, wrap by that with `keystead hsm sync`"
+            ))),
         }
-        let (vault_id, generation) = (config.vault_id, config.root_generation);
-        let entry = SealEntry::wrapped_by(&**seal, vault_id, generation, keys.root()).await;
-        let entry = entry.map_err(|fault| fault.to_string())?;
-        let mut seals = config.seals;
-        seals.retain(|other| other.name != entry.name);
-        seals.push(entry);
-        let now_ms = keystead_raft::clock::wall_ms();
-        let changed = SealConfig::signed(vault_id, generation, seals, config.recovery, now_ms, keys.root());
-        // Where another change came between, the next round looks again.
-        if self.replace_config(&changed, version).await? {
-            metrics::counter!("keystead_seal_rewraps_total", "seal" => seal.name().to_owned()).increment(1);
-            tracing::info!(seal = seal.name(), key_id, "the root key was wrapped by this seal");
-        }
-        Ok(())
-    }
-
-    /// Takes out the wraps of disabled seals, once an enabled one that works has its own.
-    async fn drop_disabled(&self) -> Result<(), String> {
-        let seals = &self.settings.seals;
-        let (Some(replica), Some(keys)) = (self.replica(), self.keys.read().clone()) else { return Ok(()) };
-        if !replica.leadership().borrow().is_self {
-            return Ok(());
-        }
-        let Some((config, version)) = self.signed_config(keys.root())? else { return Ok(()) };
-        let works = |name: &str| seals.enabled().iter().any(|seal| seal.name() == name) && seals.works(name);
-        let (kept, left): (Vec<_>, Vec<_>) =
-            config.seals.into_iter().partition(|entry| !seals.is_disabled(&entry.name));
-        if left.is_empty() || !kept.iter().any(|entry| works(&entry.name)) {
-            return Ok(());
-        }
-        let now_ms = keystead_raft::clock::wall_ms();
-        let (vault_id, generation) = (config.vault_id, config.root_generation);
-        let changed = SealConfig::signed(vault_id, generation, kept, config.recovery, now_ms, keys.root());
-        if self.replace_config(&changed, version).await? {
-            let left: Vec<_> = left.iter().map(|entry| entry.name.as_str()).collect();
-            tracing::info!(seals = ?left, "disabled seals do not open this vault any more");
-        }
-        Ok(())
     }
 }
 

@@ -16,6 +16,7 @@ mod strangers;
 mod unattended;
 mod unseal;
 mod vault_side;
+mod wraps;
 
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use crate::core::{
     error::ApiError,
     node_ops::{
         HaNode, HealthFacts, InitRequest, InitResponse, JoinRequest, KeyStatus, LeaderStatus, NodeOps,
-        RaftServer, SealBackend, SealStatus, UnsealRequest, Unsealed,
+        RaftServer, SealBackend, SealStatus, SealWrap, UnsealRequest, Unsealed,
     },
 };
 use crate::seal::{SealConfig, SealKind};
@@ -217,6 +217,14 @@ impl NodeOps for Node {
 
     fn seal(&self) -> BoxFuture<'_, Result<(), ApiError>> {
         Box::pin(self.seal_now())
+    }
+
+    fn seal_wraps(&self) -> BoxFuture<'_, Result<Vec<SealWrap>, ApiError>> {
+        Box::pin(self.compare_wraps())
+    }
+
+    fn sync_seals(&self, prune: bool) -> BoxFuture<'_, Result<Vec<SealWrap>, ApiError>> {
+        Box::pin(self.sync_wraps(prune))
     }
 
     fn raft_challenge(

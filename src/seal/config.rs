@@ -299,6 +299,15 @@ impl SealEntry {
         }
     }
 
+    /// Names the key inside the seal that encrypted the KEK; empty for shares.
+    #[must_use]
+    pub fn key_id(&self) -> &str {
+        match &self.access {
+            Access::Shares(_) => "",
+            Access::Sealed { kek, .. } => &kek.key_id,
+        }
+    }
+
     fn check(&self, generation: u32) -> Result<(), &'static str> {
         match () {
             () if self.name.is_empty() || self.name.len() > MAX_NAME_LEN => Err("name of a seal"),

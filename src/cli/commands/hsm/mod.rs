@@ -1,8 +1,10 @@
-//! `hsm`: prepares tokens for `seal "pkcs11"`, shows them and rotates their keys. It talks to the token, not to a server,
-//! and needs the PIN of the token's user; initialising the token itself is the security officer's, with the maker's tool.
+//! `hsm`: prepares tokens for `seal "pkcs11"`, shows them and rotates their keys. It talks to the token, and to a server
+//! only where wraps are compared or made anew; it needs the PIN of the token's user; initialising the token itself is the security officer's, with the maker's tool.
 
 mod seals;
 mod status;
+mod sync;
+mod wraps;
 
 use std::future::Future;
 
@@ -76,11 +78,21 @@ pub const COMMANDS: &[Command] = &[
         name: "hsm status",
         synopsis: "Shows tokens and their wrapping keys",
         about: "Shows the tokens of a configuration's seals: module, token, key, mechanism, and the time that a wrap and\n\
-                an unwrap take. The exit code is 1 if a wrapping key is missing, and 2 if a token does not work.",
+                an unwrap take. With an address (-address, VAULT_ADDR) the wraps of the root key that the vault there\n\
+                has are compared with the tokens' newest keys; that takes a token with sudo on sys/seal-backend-sync.\n\
+                The exit code is 1 if a wrapping key is missing or a wrap does not agree, and 2 if a token does not work.",
         flags: STATUS_FLAGS,
-        calls_api: false,
-        prints_formats: true,
         run: Some(status::run),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "hsm sync",
+        synopsis: "Wraps the root key anew where that is needed",
+        about: "Has the leader of the vault at the address wrap the root key by every configured seal whose wrap is\n\
+                missing, was made by an older key, or does not open; and waits until all agree. The exit code is 2 if\n\
+                they do not in time. It takes a token with sudo on sys/seal-backend-sync.",
+        flags: sync::FLAGS,
+        run: Some(sync::run),
         ..Command::DEFAULT
     },
     Command {

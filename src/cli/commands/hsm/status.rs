@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::seals::{self, Opened};
+use super::wraps::{self, Wrap};
 use super::{TOKEN_REFUSED, finished};
 use crate::cli::output::{self, Document, Format};
+use crate::cli::settings::Settings;
 use crate::cli::{Invocation, Outcome};
 use crate::seal::{AutoSeal, KeyFacts, SealFault, TokenFacts};
 use crate::secret::Kek;
@@ -41,17 +43,60 @@ pub fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
             Err(failed) => code = code.max(failed),
         }
     }
-    if found.is_empty() {
+    let mut wraps = match compared(invocation) {
+        Ok(wraps) => wraps,
+        Err(failed) => {
+            code = code.max(failed);
+            Vec::new()
+        }
+    };
+    for seal in found.iter().filter(|seal| seal.key.missing.is_empty()) {
+        wraps.iter_mut().filter(|wrap| wrap.seal == seal.name).for_each(|wrap| wrap.beside(&seal.key.key_id));
+    }
+    if !wraps.iter().all(Wrap::is_settled) {
+        code = code.max(1);
+    }
+    if found.is_empty() && wraps.is_empty() {
         return Err(TOKEN_REFUSED);
     }
     let (ui, format) = invocation.printer();
     let printed = if format == Format::Table {
-        ui.output(&found.iter().map(table).collect::<Vec<_>>().join("\n\n"));
+        let tables = found.iter().map(table).chain((!wraps.is_empty()).then(|| wraps::table(&wraps)));
+        ui.output(&tables.collect::<Vec<_>>().join("\n\n"));
         0
     } else {
-        output::print(ui, format, Document::List(found.iter().map(document).collect()))
+        output::print(ui, format, Document::List(documents(&found, &wraps)))
     };
     Ok(code.max(printed))
+}
+
+/// The wraps of the vault at the address, if one is given.
+fn compared(invocation: &mut Invocation<'_, '_>) -> Result<Vec<Wrap>, i32> {
+    let settings = Settings { flags: &invocation.flags, environment: invocation.environment };
+    if settings.text("address", "ADDR").is_none() {
+        return Ok(Vec::new());
+    }
+    let session = invocation.session()?;
+    let all = wraps::read(&session);
+    let mut all =
+        all.map_err(|error| invocation.refused("Error reading the wraps of the root key", &error))?;
+    if let Some(wanted) = invocation.flags.text("seal") {
+        all.retain(|wrap| wrap.seal == wanted);
+    }
+    Ok(all)
+}
+
+/// Every seal that was found with its wrap, then the wraps of the others.
+fn documents(found: &[Found], wraps: &[Wrap]) -> Vec<Document> {
+    let with = |mut fields: Vec<(&'static str, Document)>, wrap: Option<&Wrap>| {
+        fields.extend(wrap.map(|wrap| ("wrap", wrap.document())));
+        Document::object(fields)
+    };
+    let wrap_of = |name: &str| wraps.iter().find(|wrap| wrap.seal == name);
+    let known = found.iter().map(|seal| with(fields(seal), wrap_of(&seal.name)));
+    let others = wraps.iter().filter(|wrap| found.iter().all(|seal| seal.name != wrap.seal));
+    let others = others.map(|wrap| with(vec![("seal", Document::from(wrap.seal.as_str()))], Some(wrap)));
+    known.chain(others).collect()
 }
 
 async fn look(opened: &Opened) -> Result<Found, SealFault> {
@@ -99,10 +144,10 @@ fn table(found: &Found) -> String {
     output::table(&["Key", "Value"], &rows)
 }
 
-fn document(found: &Found) -> Document {
+fn fields(found: &Found) -> Vec<(&'static str, Document)> {
     let Found { token, key, .. } = found;
     let round_trip_us = found.round_trip.and_then(|time| u64::try_from(time.as_micros()).ok());
-    Document::object([
+    let fields = [
         ("seal", Value::from(found.name.as_str())),
         ("lib", found.lib.as_str().into()),
         ("module", token.module.as_str().into()),
@@ -118,5 +163,6 @@ fn document(found: &Found) -> Document {
         ("keys_of_label", key.keys_of_label.into()),
         ("never_left_token", key.never_left.into()),
         ("round_trip_us", round_trip_us.into()),
-    ])
+    ];
+    fields.into_iter().map(|(name, value)| (name, Document::from(value))).collect()
 }

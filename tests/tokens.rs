@@ -1,0 +1,111 @@
+//! Nodes on SoftHSM tokens: the wraps on several are compared and mended, and what happens to a token while they serve.
+#![allow(clippy::unwrap_used)] // in a test, a panic is the report
+
+mod common;
+#[allow(dead_code)] // its own tests use all of it
+#[path = "hsm/stage.rs"]
+mod stage;
+#[path = "common/unattended.rs"]
+mod unattended_nodes;
+
+use keystead_chaos::{Builder, Cli, Cluster, Node, Result, wait};
+use serde_json::{Value, json};
+use stage::Stage;
+use unattended_nodes::{SOON, open, restart_with, with};
+
+/// A stanza for a token of that label, under the same name.
+fn stanza(stage: &Stage, label: &str, more: &str) -> String {
+    format!(
+        "seal \"pkcs11\" {{\n  name         = \"{label}\"\n  lib          = \"{}\"\n  token_label  = \"{label}\"\n  pin          = \
+         \"{}\"\n  generate_key = true\n  {more}\n}}",
+        stage.module.display(),
+        stage::PIN
+    )
+}
+
+async fn started(stage: &Stage, nodes: usize, stanzas: &[String]) -> Cluster {
+    Box::pin(with(Builder::new(stage.path("helper"), nodes), stanzas.to_vec()).start()).await.unwrap()
+}
+
+/// The command line of an operator with the root token, under SoftHSM's configuration.
+fn cli(stage: &Stage, cluster: &Cluster, token: &str) -> Cli {
+    cluster
+        .cli(0)
+        .with("VAULT_TOKEN", token)
+        .with("SOFTHSM2_CONF", stage.path("softhsm2.conf").display().to_string())
+}
+
+async fn initialised(cluster: &Cluster) -> String {
+    let body = json!({ "recovery_shares": 1, "recovery_threshold": 1 });
+    let made = cluster.at(0).call("PUT", "sys/init", Some(&body)).await.unwrap().ok().unwrap().json();
+    let token = made["root_token"].as_str().unwrap().to_owned();
+    cluster.nodes().iter().for_each(|node| node.set_token(&token));
+    token
+}
+
+/// Waits until the canary of a node has tried a seal, so that the next trial is a minute away.
+async fn tried(node: &Node, seal: &str) {
+    let line = format!("keystead_seal_last_success_time_seconds{{seal=\"{seal}\"}}");
+    let look = || async {
+        let metrics = node.call("GET", "sys/metrics?format=prometheus", None).await?.text();
+        if metrics.contains(&line) { Result::Ok(()) } else { Err(keystead_chaos::Error::Broken(metrics)) }
+    };
+    wait::until(&format!("a trial of {seal}"), SOON, look).await.unwrap();
+}
+
+/// Runs a command whose result is JSON, and checks its exit code.
+async fn json_of(cli: &Cli, args: &[&str], code: i32) -> Value {
+    let output = cli.run(&[args, &["-format=json"]].concat()).await.unwrap();
+    assert_eq!(output.code, code, "{args:?}: {output:?}");
+    serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{args:?}: {error}: {output:?}"))
+}
+
+fn states(list: &Value) -> Vec<String> {
+    let state = |seal: &Value| {
+        format!("{} {}", seal["seal"].as_str().unwrap(), seal["wrap"]["state"].as_str().unwrap())
+    };
+    list.as_array().unwrap().iter().map(state).collect()
+}
+
+#[tokio::test]
+async fn the_wraps_on_two_tokens_are_compared_and_a_difference_is_mended() {
+    let Some(stage) = Stage::new() else { return };
+    stage.token("zone-b");
+    let both = [stanza(&stage, "zone-a", ""), stanza(&stage, "zone-b", "")];
+    let cluster = started(&stage, 3, &both).await;
+    let token = initialised(&cluster).await;
+    cluster.voters(3, SOON).await.unwrap();
+    let cli = cli(&stage, &cluster, &token);
+    let config = format!("-config={}", cluster.at(0).config_file().display());
+    let leader = cluster.leader().await.unwrap();
+    for seal in ["zone-a", "zone-b"] {
+        tried(cluster.at(leader), seal).await;
+    }
+    let agreed = json_of(&cli, &["hsm", "status", &config], 0).await;
+    assert_eq!(states(&agreed), ["zone-a agrees", "zone-b agrees"], "{agreed}");
+    assert_eq!(agreed[0]["wrap"]["root_generation"], 1);
+    assert_eq!(agreed[0]["wrap"]["wrapped_by"], agreed[0]["key"]);
+    // Rotated on one token: the wraps differ until somebody, or the leader within a minute, mends that.
+    let rotated = json_of(&cli, &["hsm", "rotate-key", &config, "-seal=zone-b"], 0).await;
+    let stale = json_of(&cli, &["hsm", "status", &config], 1).await;
+    assert_eq!(states(&stale), ["zone-a agrees", "zone-b stale"], "{stale}");
+    let mended = json_of(&cli, &["hsm", "sync"], 0).await;
+    assert_eq!(states(&mended), ["zone-a agrees", "zone-b agrees"], "{mended}");
+    assert_eq!(mended[1]["wrap"]["wrapped_by"], rotated["key"]);
+    assert_ne!(mended[1]["wrap"]["wrap_id"], stale[1]["wrap"]["wrap_id"]);
+    assert_eq!(mended[0]["wrap"]["wrap_id"], stale[0]["wrap"]["wrap_id"], "what agreed is left alone");
+    // Without a token of the vault nobody is told.
+    let stranger = cli.clone().with("VAULT_TOKEN", "hvs.nobody");
+    assert_eq!(stranger.run(&["hsm", "sync"]).await.unwrap().code, 2);
+    let shown = cli.run(&["hsm", "status", &config]).await.unwrap();
+    assert!(shown.stdout.contains("Root Generation") && shown.code == 0, "{shown:?}");
+    // A stanza less: the wrap stays until it is pruned, and no other way.
+    restart_with(&cluster, &both[..1]).await;
+    for node in cluster.nodes() {
+        open(node).await;
+    }
+    let left = json_of(&cli, &["hsm", "sync", "-wait=1s"], 2).await;
+    assert_eq!(states(&left), ["zone-a agrees", "zone-b no-stanza"], "{left}");
+    let pruned = json_of(&cli, &["hsm", "sync", "-prune"], 0).await;
+    assert_eq!(states(&pruned), ["zone-a agrees"], "{pruned}");
+}
