@@ -109,3 +109,25 @@ async fn the_wraps_on_two_tokens_are_compared_and_a_difference_is_mended() {
     let pruned = json_of(&cli, &["hsm", "sync", "-prune"], 0).await;
     assert_eq!(states(&pruned), ["zone-a agrees"], "{pruned}");
 }
+
+#[tokio::test]
+async fn two_nodes_with_a_token_initialised_at_once_make_one_vault_and_one_key() {
+    let Some(stage) = Stage::new() else { return };
+    let cluster = started(&stage, 3, &[stanza(&stage, "zone-a", "")]).await;
+    let body = json!({ "recovery_shares": 1, "recovery_threshold": 1 });
+    let (one, two) = tokio::join!(
+        cluster.at(0).call("PUT", "sys/init", Some(&body)),
+        cluster.at(1).call("PUT", "sys/init", Some(&body))
+    );
+    let (made, refused): (Vec<_>, Vec<_>) =
+        [one.unwrap(), two.unwrap()].into_iter().partition(|answer| answer.status == 200);
+    assert_eq!(made.len(), 1);
+    assert!(refused[0].errors().contains("already initialized"), "{}", refused[0].text());
+    for node in cluster.nodes() {
+        node.set_token(made[0].json()["root_token"].as_str().unwrap());
+        open(node).await;
+    }
+    cluster.voters(3, SOON).await.unwrap();
+    let (_, key) = stage.seal(|_| ()).facts().await.unwrap();
+    assert_eq!((key.keys_of_label, key.missing.as_str()), (1, ""));
+}

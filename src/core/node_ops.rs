@@ -346,6 +346,8 @@ pub trait NodeOps: Send + Sync + 'static {
     /// Wraps the root key anew where that is needed, on the leader; with `prune`, takes out the wraps by seals that no
     /// stanza names. The answer is how all stand then.
     fn sync_seals(&self, prune: bool) -> BoxFuture<'_, Result<Vec<SealWrap>, ApiError>>;
+    /// `sys/storage/raft/bootstrap/claim`: another node is about to initialise, and this one says whether it may.
+    fn raft_claim(&self, body: &Map<String, Value>) -> Result<Map<String, Value>, ApiError>;
     /// `sys/storage/raft/bootstrap/challenge`, on the leader; the answer is the envelope's `data`.
     fn raft_challenge(&self, body: Map<String, Value>)
     -> BoxFuture<'_, Result<Map<String, Value>, ApiError>>;

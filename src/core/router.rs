@@ -50,6 +50,8 @@ pub enum Handler {
     Leader,
     /// `sys/storage/raft/join`.
     RaftJoin,
+    /// `sys/storage/raft/bootstrap/claim`.
+    RaftClaim,
     /// `sys/storage/raft/bootstrap/challenge`.
     RaftChallenge,
     /// `sys/storage/raft/bootstrap/answer`.
@@ -165,6 +167,7 @@ pub const ROUTES: &[Route] = &[
     raw("sys/readyz", &[Read], Handler::Ready),
     raw("sys/internal/ui/feature-flags", &[Read], Handler::FeatureFlags),
     raw("sys/storage/raft/join", &[Update], Handler::RaftJoin),
+    raw("sys/storage/raft/bootstrap/claim", &[Update], Handler::RaftClaim),
     Route {
         pattern: "sys/seal",
         operations: &[Update],
@@ -340,6 +343,7 @@ mod tests {
                 "sys/seal-status",
                 "sys/storage/raft/bootstrap/answer",
                 "sys/storage/raft/bootstrap/challenge",
+                "sys/storage/raft/bootstrap/claim",
                 "sys/storage/raft/join",
                 "sys/unseal",
             ]

@@ -365,6 +365,10 @@ impl NodeOps for FakeNode {
         Box::pin(async { Ok(vec![SealWrap::without("east", WrapState::Agrees)]) })
     }
 
+    fn raft_claim(&self, _body: &Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
+        Ok(Map::from_iter([("initialized".to_owned(), Value::from(true))]))
+    }
+
     fn raft_challenge(
         &self,
         _body: Map<String, Value>,

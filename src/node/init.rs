@@ -152,7 +152,7 @@ impl Node {
     /// Initialises the vault here.
     ///
     /// # Errors
-    /// 400 when it is initialised already: here, or by a node that this one would join.
+    /// 400 when it is initialised already, or is about to be: here, or by a node that this one would join.
     pub(super) async fn initialise(&self, request: InitRequest) -> Result<InitResponse, ApiError> {
         let _one = self.lifecycle.lock().await;
         let seals = self.settings.seals.enabled();
@@ -167,16 +167,14 @@ impl Node {
         if let Some(enrolled) = self.joining.lock().enrolled() {
             enrolled.may_found()?;
         }
-        if let Some(address) = self.initialised_elsewhere().await {
-            return Err(ApiError::invalid(format!(
-                "Vault is already initialized: the node at {address} is; unseal that one, and this one joins it when it is given the same shares, or its seals open that vault"
-            )));
-        }
+        let claimed = self.claim_vault().await?;
         let (output, break_glass) = match kind {
             None => (seal::init(&params).map_err(invalid_config)?, Vec::new()),
             Some(_) => self.wrapped_by_seals(&params, &request).await?,
         };
         let founding = self.found().map_err(|e| ApiError::internal("founding a cluster", &e))?;
+        // The seals may have taken long; from here on it goes quickly, and nothing has been written yet.
+        claimed.commit().await?;
         let dir = self.data_dir();
         let failed = |e: &dyn std::fmt::Display| {
             ApiError::Internal(format!("initialisation failed: {e}; start this node again, which undoes it"))
@@ -190,6 +188,7 @@ impl Node {
                 response.break_glass_base64 = break_glass.iter().map(Share::to_base64).collect();
                 // Before anybody sees a share the marker must be gone for good, a power cut included.
                 unmark(&dir).map_err(|e| failed(&e))?;
+                claimed.keep();
                 forget_enrolment(&dir);
                 tracing::info!(shares = params.shares, threshold = params.threshold, "vault initialised");
                 Ok(response)

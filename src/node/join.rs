@@ -463,18 +463,6 @@ impl Node {
         tracing::info!(through = target.address, "this node has joined the cluster");
         Ok(())
     }
-
-    /// The address of a `retry_join` node that says it is initialised, if there is one.
-    pub(super) async fn initialised_elsewhere(&self) -> Option<String> {
-        let targets = self.targets.read().clone();
-        let asked = targets.iter().map(|target| async move {
-            let response = target.client.request("GET", "/v1/sys/init", None, &[]);
-            let response = tokio::time::timeout(Duration::from_secs(2), response).await.ok()?.ok()?;
-            let body: Value = serde_json::from_slice(&response.body).ok()?;
-            (body.get("initialized")? == &Value::Bool(true)).then(|| target.address.clone())
-        });
-        join_all(asked).await.into_iter().flatten().next()
-    }
 }
 
 // `sys/storage/raft/join`: joining by hand.

@@ -4,6 +4,7 @@
 //! keep them past `sys/seal`.
 
 mod canary;
+mod claims;
 mod init;
 mod join;
 mod keys;
@@ -114,6 +115,8 @@ pub struct Node {
     /// Whom to ask to be let in: the configured ones, or those named by hand.
     targets: RwLock<Vec<Arc<JoinTarget>>>,
     challenges: join::Challenges,
+    /// Who initialises, of the nodes that know of each other.
+    claims: claims::Claims,
     /// When the certificates of the cluster port end, of a node that has them from the operator's CA.
     certificate_ends: RwLock<Option<CertificateEnds>>,
     /// Init, unseal, seal and join, one at a time.
@@ -154,6 +157,7 @@ impl Node {
             progress: Mutex::default(),
             joining: Mutex::new(joining),
             challenges: join::Challenges::default(),
+            claims: claims::Claims::default(),
             certificate_ends: RwLock::default(),
             lifecycle: tokio::sync::Mutex::default(),
             opening: Mutex::default(),

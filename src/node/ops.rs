@@ -227,6 +227,10 @@ impl NodeOps for Node {
         Box::pin(self.sync_wraps(prune))
     }
 
+    fn raft_claim(&self, body: &Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
+        self.judge_claim(body)
+    }
+
     fn raft_challenge(
         &self,
         _body: Map<String, Value>,
