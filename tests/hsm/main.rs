@@ -122,8 +122,13 @@ async fn a_wrong_pin_is_tried_once_however_often_the_node_restarts() {
         seal.report().await.expect_err("still");
         assert_eq!(stage.logins(), 1, "start {start}");
     }
-    // A changed PIN is tried, and takes the record away.
-    stage.seal(|_| ()).random(8).await.unwrap();
+    // Nothing on the disk could tell another PIN from that one, so somebody has to ask for it.
+    let corrected = stage.seal(|_| ());
+    let untried = corrected.report().await.expect_err("none is tried unasked");
+    assert!(needs_operator(&untried).contains("-retry-pin"), "{untried}");
+    assert_eq!(stage.logins(), 1);
+    corrected.forget_refused_pin().unwrap();
+    corrected.random(8).await.unwrap();
     assert_eq!(stage.logins(), 2);
     assert!(!stage.path("data/refused-pin-hsm").exists());
     let seal = stage.seal(|config| config.pin = pin("9999"));
@@ -131,6 +136,17 @@ async fn a_wrong_pin_is_tried_once_however_often_the_node_restarts() {
     seal.forget_refused_pin().unwrap();
     seal.report().await.expect_err("a wrong PIN");
     assert_eq!(stage.logins(), 4, "tried again when somebody wants it");
+    seal.forget_refused_pin().unwrap();
+    // A node that runs reads the file with the PIN again, and knows the corrected one for another.
+    fs::write(stage.path("pin"), "9999").unwrap();
+    let seal = stage.seal(|config| config.pin = PinSource::File(stage.path("pin")));
+    for _ in 0..3 {
+        seal.report().await.expect_err("a wrong PIN");
+    }
+    assert_eq!(stage.logins(), 5);
+    fs::write(stage.path("pin"), stage::PIN).unwrap();
+    seal.random(8).await.unwrap();
+    assert!(!stage.path("data/refused-pin-hsm").exists());
 }
 
 #[tokio::test]
@@ -147,7 +163,7 @@ async fn no_login_is_tried_on_a_token_that_is_locked_or_about_to_be() {
     assert!(needs_operator(&refused).contains("locked"), "{refused}");
     stage.order("");
     let again = stage.seal(|_| ()).report().await.expect_err("the PIN is not tried again");
-    assert!(needs_operator(&again).contains("not tried again"), "{again}");
+    assert!(needs_operator(&again).contains("none is tried again unasked"), "{again}");
     assert_eq!(stage.logins(), 1);
 }
 
@@ -527,6 +543,8 @@ async fn the_commands_work_on_the_stanza_of_a_file_and_say_what_is_wrong() {
     assert_eq!(run("status", &["-retry-pin"]).status.code(), Some(2));
     assert_eq!(stage.logins(), logins + 2);
     fs::write(&file, text(stage::PIN)).unwrap();
+    assert_eq!(run("status", &[]).status.code(), Some(2), "none is tried unasked");
+    assert_eq!(json(&run("status", &["-format=json", "-retry-pin"]))[0]["seal"], "a");
     assert_eq!(json(&run("status", &["-format=json"]))[0]["seal"], "a");
     let unknown = run("init", &["-seal=b"]);
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("\"b\""), "{unknown:?}");

@@ -196,7 +196,7 @@ impl Pkcs11Seal {
         })?;
         if was_refused {
             let text = format!(
-                "token {} refused this PIN before, and it is not tried again, so that the token is not locked; {}",
+                "token {} refused a PIN of this seal, and none is tried again unasked, so that the token is not locked; {}",
                 token.serial,
                 self.refused.remedy()
             );
