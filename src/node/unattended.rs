@@ -12,7 +12,7 @@ use super::Node;
 use crate::{
     core::node_ops::SealBackend,
     seal::{AutoSeal, SealConfig, SealFault, SealKind, UnattendedError},
-    secret::RootKey,
+    secret::{RootKey, random_array},
 };
 
 /// The first pause between two attempts; each is twice the one before, up to the longest.
@@ -161,7 +161,7 @@ impl Node {
                 tokio::select! {
                     _ = stopping.wait_for(|stop| *stop) => return,
                     _ = wanted.wait_for(|wanted| !*wanted) => return,
-                    () = tokio::time::sleep(pause) => {}
+                    () = tokio::time::sleep(jittered(pause, random_array())) => {}
                 }
             }
         });
@@ -240,6 +240,11 @@ impl Node {
     }
 }
 
+/// Half to all of a pause: nodes that lost one token at the same moment are not to ask it at the same moment.
+fn jittered(pause: Duration, random: [u8; 2]) -> Duration {
+    pause / 2 + (pause / 2).mul_f64(f64::from(u16::from_be_bytes(random)) / f64::from(u16::MAX))
+}
+
 /// What came of asking the seals.
 enum Tried {
     /// The node is open, or opening.
@@ -248,4 +253,18 @@ enum Tried {
     Nothing,
     /// No seal could.
     Failed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_spread_over_their_upper_half() {
+        let pause = Duration::from_secs(8);
+        assert_eq!(jittered(pause, [0, 0]), pause / 2);
+        assert_eq!(jittered(pause, [255, 255]), pause);
+        let middle = jittered(pause, [128, 0]);
+        assert!(middle > pause * 7 / 10 && middle < pause * 8 / 10, "{middle:?}");
+    }
 }
