@@ -4,34 +4,33 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
-use keystead_chaos::{Builder, Cluster, wait};
+use keystead_chaos::{
+    Builder, Cluster,
+    softhsm::{self, Tokens},
+    wait,
+};
 use serde_json::{Value, json};
 
 use crate::{Result, args::Args, lifecycle::spans, report::Report};
 
-/// Where Debian and others put SoftHSM's module.
-const MODULES: [&str; 3] = [
-    "/usr/lib/softhsm/libsofthsm2.so",
-    "/usr/lib64/pkcs11/libsofthsm2.so",
-    "/usr/lib64/softhsm/libsofthsm2.so",
-];
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One node of three is killed and started, ten times, until it answers a read of what was written meanwhile; nobody
 /// opens it.
 pub async fn start(args: &Args, report: &mut Report) -> Result<()> {
-    let Some(module) = MODULES.into_iter().find(|path| Path::new(path).exists()) else {
+    let Some(module) = softhsm::module() else {
         return report
             .note("time/token is left out: SoftHSM is not installed (Debian: apt-get install softhsm2)");
     };
     let directory = tempfile::tempdir()?;
     let program = token(directory.path(), &args.binary)?;
     let stanza = format!(
-        "seal \"pkcs11\" {{\n  lib = \"{module}\"\n  token_label = \"bench\"\n  pin = \"1234\"\n  generate_key = true\n}}"
+        "seal \"pkcs11\" {{\n  lib = \"{}\"\n  token_label = \"bench\"\n  pin = \"{}\"\n  generate_key = true\n}}",
+        module.display(),
+        softhsm::PIN
     );
     let builder = Builder::new(program, 3).configure(move |_, config| config.lines.push(stanza.clone()));
     let cluster = Box::pin(builder.start()).await?;
@@ -71,20 +70,12 @@ async fn once(cluster: &Cluster, n: usize) -> Result<Duration> {
 
 /// Makes a token, and a program that is the binary with its configuration.
 fn token(directory: &Path, binary: &Path) -> Result<PathBuf> {
-    let (tokens, conf) = (directory.join("tokens"), directory.join("softhsm2.conf"));
-    fs::create_dir(&tokens)?;
-    fs::write(&conf, format!("directories.tokendir = {}\nobjectstore.backend = file\n", tokens.display()))?;
-    let made = Command::new("softhsm2-util")
-        .env("SOFTHSM2_CONF", &conf)
-        .args(["--init-token", "--free", "--label", "bench", "--pin", "1234", "--so-pin", "87654321"])
-        .output()?;
-    if !made.status.success() {
-        return Err(format!("softhsm2-util: {}", String::from_utf8_lossy(&made.stderr)).into());
-    }
+    let tokens = Tokens::new(directory)?;
+    tokens.add("bench")?;
     let program = directory.join("keystead");
     let script = format!(
         "#!/bin/sh\nSOFTHSM2_CONF={} exec {} \"$@\"\n",
-        conf.display(),
+        tokens.conf().display(),
         fs::canonicalize(binary)?.display()
     );
     fs::write(&program, script)?;

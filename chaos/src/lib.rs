@@ -8,8 +8,7 @@
 //! (HTTPS), [`wait`] (deadlines), then what hurts: [`faults`] (disk and clocks), [`images`] (what a power cut
 //! leaves), [`net`] (a network between the nodes that stalls and cuts), [`load`] (writes whose acknowledgements are
 //! remembered and checked), [`lin`] (whether what clients saw has an explanation), [`impostor`] (a server that is not
-//! what it says),
-//! [`scan`] (looks for plaintext).
+//! what it says), [`scan`] (looks for plaintext); [`softhsm`] stands for hardware.
 
 pub mod certs;
 pub mod cli;
@@ -31,6 +30,7 @@ pub mod raw;
 pub mod scan;
 pub mod scratch;
 pub mod skip;
+pub mod softhsm;
 pub mod stacks;
 pub mod wait;
 

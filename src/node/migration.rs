@@ -15,7 +15,9 @@ use crate::{
     secret::{Kek, RootKey},
 };
 
-const RETRY: Duration = Duration::from_millis(200);
+/// The first pause between two attempts; each is twice the one before, up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Where a vault is to move.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -95,6 +97,7 @@ impl Node {
         let mut stopping = self.stopping.subscribe();
         tokio::spawn(async move {
             let mut told = None;
+            let mut pause = FIRST_PAUSE;
             loop {
                 let Some(node) = node.upgrade() else { return };
                 if node.keys.read().is_none() && !node.is_opening() {
@@ -113,8 +116,9 @@ impl Node {
                 drop(node);
                 tokio::select! {
                     _ = stopping.wait_for(|stop| *stop) => return,
-                    () = tokio::time::sleep(RETRY) => {}
+                    () = tokio::time::sleep(pause) => {}
                 }
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
         });
     }

@@ -31,8 +31,9 @@ impl Node {
         }
     }
 
-    fn initialised(&self) -> bool {
-        self.seal_configs().is_ok_and(|configs| !configs.is_empty())
+    /// The seal configuration as this node knows it; none of a vault that is not initialised, or not yet joined.
+    fn seal_config(&self) -> Option<SealConfig> {
+        self.seal_configs().unwrap_or_default().pop()
     }
 }
 
@@ -69,7 +70,7 @@ impl NodeOps for Node {
     }
 
     fn seal_status(&self) -> SealStatus {
-        let config = self.seal_configs().unwrap_or_default().pop();
+        let config = self.seal_config();
         let by_itself = self.seal_that_opens(config.as_ref());
         let set = config.as_ref().and_then(|config| match by_itself {
             Some(_) => config.recovery.as_ref(),
@@ -94,24 +95,25 @@ impl NodeOps for Node {
     }
 
     fn seal_backends(&self) -> Vec<SealBackend> {
-        self.settings.seals.backends(self.seal_configs().unwrap_or_default().last())
+        self.settings.seals.backends(self.seal_config().as_ref())
     }
 
     fn health(&self) -> HealthFacts {
         let (cluster_name, cluster_id) = self.cluster_names();
         let sealed = cluster_id.is_none();
         let replica = Node::replica(self);
+        let config = self.seal_config();
         let leadership = replica.as_ref().map(|replica| replica.leadership().borrow().clone());
         let leads = leadership.as_ref().is_some_and(|l| l.is_self);
         HealthFacts {
-            initialized: self.initialised(),
+            initialized: config.is_some(),
             sealed,
             standby: sealed || !leads,
             leader_known: leadership.is_some_and(|l| l.leader.is_some()),
             failure: self.latch_reason(),
             warnings: [
                 replica.map(|replica| disk_warnings(&replica)).unwrap_or_default(),
-                self.settings.seals.warnings(self.seal_configs().unwrap_or_default().last()),
+                self.settings.seals.warnings(config.as_ref()),
             ]
             .concat(),
             server_time_s: keystead_raft::clock::wall_ms() / 1000,

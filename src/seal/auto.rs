@@ -29,8 +29,8 @@ pub enum SealFault {
     /// It may work later without anybody's doing: a token that is gone, a module that hung. Tried again with backoff.
     #[error("{0}")]
     Unavailable(String),
-    /// Somebody must do something first, and trying again may do harm: a wrong PIN, a locked token. Not tried again
-    /// before the configuration was changed.
+    /// Somebody must do something first, and trying again may do harm: a wrong PIN, a locked token. A seal that is asked
+    /// again answers so again, and does not try what may do harm before its configuration was changed.
     #[error("{0}")]
     NeedsOperator(String),
     /// The seal works, and this was not encrypted by its key, for these fields.

@@ -10,65 +10,50 @@ use std::time::Duration;
 use keystead::config::{PinSource, Pkcs11Config, WrapMechanism};
 use keystead::seal::Pkcs11Seal;
 use keystead::secret::SecretString;
-use keystead_chaos::skip;
+use keystead_chaos::{skip, softhsm, softhsm::Tokens};
 use tempfile::TempDir;
 
 /// The binary under test, which is its own helper.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_keystead");
 
-pub const PIN: &str = "1234";
-const SO_PIN: &str = "87654321";
-
-/// Where Debian and others put SoftHSM's module.
-const MODULES: [&str; 3] = [
-    "/usr/lib/softhsm/libsofthsm2.so",
-    "/usr/lib64/pkcs11/libsofthsm2.so",
-    "/usr/lib64/softhsm/libsofthsm2.so",
-];
-
-pub fn softhsm() -> Option<&'static str> {
-    MODULES.into_iter().find(|path| Path::new(path).exists())
-}
+pub use keystead_chaos::softhsm::PIN;
 
 /// Tokens, their module's configuration, and a program that is a helper under that configuration.
 pub struct Stage {
     pub directory: TempDir,
+    tokens: Tokens,
     pub module: PathBuf,
 }
 
 impl Stage {
     /// One token "zone-a"; `None`, with a word on it, where there is no SoftHSM.
     pub fn new() -> Option<Stage> {
-        let Some(softhsm) = softhsm() else {
+        let Some(module) = softhsm::module() else {
             skip("SoftHSM is not installed (Debian: apt-get install softhsm2)");
             return None;
         };
-        let stage = Stage { directory: tempfile::tempdir().unwrap(), module: PathBuf::from(softhsm) };
-        fs::create_dir(stage.path("tokens")).unwrap();
-        let conf = format!(
-            "directories.tokendir = {}\nobjectstore.backend = file\n",
-            stage.path("tokens").display()
-        );
-        fs::write(stage.path("softhsm2.conf"), conf).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let tokens = Tokens::new(directory.path()).unwrap();
+        let stage = Stage { directory, tokens, module: module.to_owned() };
         fs::create_dir(stage.path("data")).unwrap();
-        let script = format!("#!/bin/sh\n{}exec {BINARY} \"$@\"\n", stage.exports(softhsm));
+        let script = format!("#!/bin/sh\n{}exec {BINARY} \"$@\"\n", stage.exports(module));
         fs::write(stage.path("helper"), script).unwrap();
         fs::set_permissions(stage.path("helper"), fs::Permissions::from_mode(0o755)).unwrap();
         stage.token("zone-a");
         Some(stage)
     }
 
-    fn variables(&self, softhsm: &str) -> [(&'static str, String); 4] {
+    fn variables(&self, softhsm: &Path) -> [(&'static str, String); 4] {
         let path = |name: &str| self.path(name).display().to_string();
         [
             ("SOFTHSM2_CONF", path("softhsm2.conf")),
-            ("FORWARD_MODULE", softhsm.to_owned()),
+            ("FORWARD_MODULE", softhsm.display().to_string()),
             ("FORWARD_CONTROL", path("control")),
             ("FORWARD_LOG", path("log")),
         ]
     }
 
-    fn exports(&self, softhsm: &str) -> String {
+    fn exports(&self, softhsm: &Path) -> String {
         self.variables(softhsm).map(|(name, value)| format!("export {name}={value}\n")).concat()
     }
 
@@ -96,17 +81,7 @@ impl Stage {
     /// Makes another token; its serial number.
     pub fn token(&self, label: &str) -> String {
         let before = self.token_directories();
-        let made = self.run(Command::new("softhsm2-util").args([
-            "--init-token",
-            "--free",
-            "--label",
-            label,
-            "--pin",
-            PIN,
-            "--so-pin",
-            SO_PIN,
-        ]));
-        assert!(made.status.success(), "{made:?}");
+        self.tokens.add(label).unwrap();
         let mut new = self.token_directories();
         new.retain(|directory| !before.contains(directory));
         let name = new[0].file_name().unwrap().to_string_lossy().replace('-', "");
@@ -114,7 +89,7 @@ impl Stage {
     }
 
     pub fn token_directories(&self) -> Vec<PathBuf> {
-        fs::read_dir(self.path("tokens")).unwrap().map(|entry| entry.unwrap().path()).collect()
+        fs::read_dir(self.tokens.store()).unwrap().map(|entry| entry.unwrap().path()).collect()
     }
 
     /// Runs a program under the configuration.
@@ -124,7 +99,7 @@ impl Stage {
 
     /// Puts a program that is about to start under the configuration.
     pub fn under<'c>(&self, command: &'c mut Command) -> &'c mut Command {
-        command.envs(self.variables(softhsm().unwrap()))
+        command.envs(self.variables(softhsm::module().unwrap()))
     }
 
     /// `keystead hsm COMMAND` on token "zone-a".

@@ -367,17 +367,22 @@ fn oaep_params(hash: OaepHash) -> PkcsOaepParams<'static> {
     PkcsOaepParams::new(hash, mask, PkcsOaepSource::empty())
 }
 
-/// Wraps the KEK and the hash as one session object, which is gone when this ends.
-fn wrap_object(session: &Session, key: ObjectHandle, kek: &[u8], bound: &[u8]) -> Result<Vec<u8>, Failure> {
-    let mut template = vec![
+/// What an object is that only this session sees, and that may be read.
+fn session_object() -> [Attribute; 6] {
+    [
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::GENERIC_SECRET),
         Attribute::Token(false),
         Attribute::Private(true),
         Attribute::Sensitive(false),
         Attribute::Extractable(true),
-        Attribute::Value([kek, bound].concat()),
-    ];
+    ]
+}
+
+/// Wraps the KEK and the hash as one session object, which is gone when this ends.
+fn wrap_object(session: &Session, key: ObjectHandle, kek: &[u8], bound: &[u8]) -> Result<Vec<u8>, Failure> {
+    let mut template = session_object().to_vec();
+    template.push(Attribute::Value([kek, bound].concat()));
     let object = session.create_object(&template);
     if let Some(Attribute::Value(value)) = template.last_mut() {
         value.zeroize();
@@ -391,15 +396,7 @@ fn wrap_object(session: &Session, key: ObjectHandle, kek: &[u8], bound: &[u8]) -
 }
 
 fn unwrap_object(session: &Session, key: ObjectHandle, wrapped: &[u8]) -> Result<Wiped, Failure> {
-    let template = [
-        Attribute::Class(ObjectClass::SECRET_KEY),
-        Attribute::KeyType(KeyType::GENERIC_SECRET),
-        Attribute::Token(false),
-        Attribute::Private(true),
-        Attribute::Sensitive(false),
-        Attribute::Extractable(true),
-    ];
-    let object = session.unwrap_key(&Mechanism::AesKeyWrapPad, key, wrapped, &template)?;
+    let object = session.unwrap_key(&Mechanism::AesKeyWrapPad, key, wrapped, &session_object())?;
     let value = session.get_attributes(object, &[AttributeType::Value]);
     let destroyed = session.destroy_object(object);
     let value = value?.into_iter().find_map(|attribute| match attribute {
