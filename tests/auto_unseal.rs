@@ -312,6 +312,77 @@ async fn shares_give_way_to_a_seal_and_the_seal_to_the_same_shares() {
     }
 }
 
+/// What is killed, and when: before the last share, or so long after it was sent.
+type Kill = (&'static [usize], Option<Duration>);
+
+#[tokio::test]
+async fn a_migration_that_is_killed_at_any_moment_is_done_wholly_or_not_at_all() {
+    const ALL: &[usize] = &[0, 1, 2];
+    let after = |ms| Some(Duration::from_millis(ms));
+    // The node that writes the entry, one that applies it, and all of them.
+    let kills: [Kill; 7] = [
+        (ALL, None),
+        (ALL, after(0)),
+        (ALL, after(15)),
+        (ALL, after(60)),
+        (&[0], after(15)),
+        (&[2], after(0)),
+        (&[2], after(30)),
+    ];
+    for (killed, delay) in kills {
+        let keys = Keys::new();
+        let cluster = Box::pin(three().ready()).await.unwrap();
+        cluster.at(0).put("a", &json!({ "v": "kept" })).await.unwrap();
+        restart_with(&cluster, &keys.stanzas(&["file"])).await;
+        for node in cluster.nodes() {
+            status(node, "to wait for a migration", |status| status["migration"] == true).await;
+        }
+        let last = json!({ "key": cluster.shares()[2], "migrate": true });
+        type_in(cluster.at(0), &cluster.shares()[..2], true).await;
+        if let Some(delay) = delay {
+            let sent = cluster.at(0).call("PUT", "sys/unseal", Some(&last));
+            // The answer may be lost with the node.
+            let (_, ()) = tokio::join!(sent, async {
+                tokio::time::sleep(delay).await;
+                cluster.kill_together(killed).unwrap();
+            });
+        } else {
+            cluster.kill_together(killed).unwrap();
+        }
+        for at in killed {
+            cluster.at(*at).start().await.unwrap();
+        }
+        // Whoever still waits is given the shares again; where it was done, nobody waits for long.
+        let moved = |status: &Value| {
+            status["type"] == "file" && status["sealed"] == false && status["migration"] == false
+        };
+        let settle = || async {
+            let mut all = Vec::new();
+            for node in cluster.nodes() {
+                let status = node.seal_status().await?;
+                if status["migration"] == true {
+                    for share in cluster.shares() {
+                        let body = json!({ "key": share, "migrate": true });
+                        // It may have opened by itself meanwhile, and take none.
+                        node.call("PUT", "sys/unseal", Some(&body)).await?;
+                    }
+                }
+                all.push(status);
+            }
+            if all.iter().all(moved) {
+                Result::Ok(())
+            } else {
+                Err(keystead_chaos::Error::Broken(format!("{killed:?} {delay:?}: {all:?}")))
+            }
+        };
+        wait::until("all to have moved", SOON, settle).await.unwrap();
+        for (at, node) in cluster.nodes().iter().enumerate() {
+            cluster.serves(at, SOON).await.unwrap();
+            assert_eq!(node.get("a").await.unwrap().unwrap()["v"], "kept", "{killed:?} {delay:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn one_seal_gives_way_to_another() {
     let keys = Keys::new();

@@ -8,10 +8,12 @@ mod stage;
 #[path = "common/unattended.rs"]
 mod unattended_nodes;
 
+use std::fs;
+
 use keystead_chaos::{Builder, Cli, Cluster, Node, Result, wait};
 use serde_json::{Value, json};
 use stage::Stage;
-use unattended_nodes::{SOON, open, restart_with, with};
+use unattended_nodes::{SOON, open, restart_with, status, warns, with};
 
 /// A stanza for a token of that label, under the same name.
 fn stanza(stage: &Stage, label: &str, more: &str) -> String {
@@ -130,4 +132,80 @@ async fn two_nodes_with_a_token_initialised_at_once_make_one_vault_and_one_key()
     cluster.voters(3, SOON).await.unwrap();
     let (_, key) = stage.seal(|_| ()).facts().await.unwrap();
     assert_eq!((key.keys_of_label, key.missing.as_str()), (1, ""));
+}
+
+/// One node on two tokens, with a command line and its configuration's flag.
+async fn one_on_two(stage: &Stage, stanzas: &[String]) -> (Cluster, Cli, String) {
+    let cluster = started(stage, 1, stanzas).await;
+    let token = initialised(&cluster).await;
+    open(cluster.at(0)).await;
+    cluster.mount_kv().await.unwrap();
+    let cli = cli(stage, &cluster, &token);
+    let config = format!("-config={}", cluster.at(0).config_file().display());
+    (cluster, cli, config)
+}
+
+#[tokio::test]
+async fn a_key_that_is_deleted_while_a_node_serves_is_warned_of_and_takes_nothing() {
+    let Some(stage) = Stage::new() else { return };
+    let (cluster, cli, _) = one_on_two(&stage, &[stanza(&stage, "zone-a", "")]).await;
+    let node = cluster.at(0);
+    let key = stage.key_files().remove(0);
+    fs::rename(&key, stage.path("key.aside")).unwrap();
+    let differs = json_of(&cli, &["hsm", "sync", "-wait=1s"], 2).await;
+    assert_eq!(states(&differs), ["zone-a unreachable"], "{differs}");
+    let warned = open(node).await;
+    assert!(warns(&warned, "shows its key") || warns(&warned, "has no key"), "{warned}");
+    node.put("a", &json!({ "v": "written without a key" })).await.unwrap();
+    assert_eq!(node.get("a").await.unwrap().unwrap()["v"], "written without a key");
+    fs::rename(stage.path("key.aside"), &key).unwrap();
+    let mended = json_of(&cli, &["hsm", "sync"], 0).await;
+    assert_eq!(states(&mended), ["zone-a agrees"], "{mended}");
+    assert!(!warns(&open(node).await, "does not work"));
+    node.kill();
+    node.start().await.unwrap();
+    open(node).await;
+    assert_eq!(node.get("a").await.unwrap().unwrap()["v"], "written without a key");
+}
+
+#[tokio::test]
+async fn a_token_that_was_initialised_anew_is_named_and_wrapped_by_once_it_has_a_key() {
+    let Some(stage) = Stage::new() else { return };
+    stage.token("zone-b");
+    let both = [stanza(&stage, "zone-a", ""), stanza(&stage, "zone-b", "")];
+    let (cluster, cli, config) = one_on_two(&stage, &both).await;
+    let node = cluster.at(0);
+    stage.initialise_anew("zone-a");
+    node.kill();
+    node.start().await.unwrap();
+    let named = |status: &Value| status["sealed"] == false && warns(status, "keystead hsm init");
+    status(node, "to open by the other token, and to say what helps", named).await;
+    json_of(&cli, &["hsm", "init", &config, "-seal=zone-a"], 0).await;
+    let mended = json_of(&cli, &["hsm", "sync"], 0).await;
+    assert_eq!(states(&mended), ["zone-a agrees", "zone-b agrees"], "{mended}");
+    restart_with(&cluster, &both[..1]).await;
+    open(node).await;
+}
+
+#[tokio::test]
+async fn another_key_in_the_place_of_the_one_that_wrapped_is_warned_of_and_wraps_only_when_somebody_says_so()
+{
+    let Some(stage) = Stage::new() else { return };
+    stage.token("zone-b");
+    let both = [stanza(&stage, "zone-a", "key_id = \"0x07\""), stanza(&stage, "zone-b", "")];
+    let (cluster, cli, config) = one_on_two(&stage, &both).await;
+    let node = cluster.at(0);
+    node.kill();
+    stage.initialise_anew("zone-a");
+    json_of(&cli, &["hsm", "init", &config, "-seal=zone-a"], 0).await;
+    node.start().await.unwrap();
+    let told = |status: &Value| status["sealed"] == false && warns(status, "`keystead hsm sync`");
+    status(node, "to open by the other token, and to tell of the key", told).await;
+    let differs = json_of(&cli, &["hsm", "status", &config], 1).await;
+    assert_eq!(states(&differs), ["zone-a does-not-open", "zone-b agrees"], "{differs}");
+    let mended = json_of(&cli, &["hsm", "sync"], 0).await;
+    assert_eq!(states(&mended), ["zone-a agrees", "zone-b agrees"], "{mended}");
+    assert!(!warns(&open(node).await, "does not work"));
+    restart_with(&cluster, &both[..1]).await;
+    open(node).await;
 }

@@ -50,6 +50,10 @@ impl Node {
                  configured seals",
             ));
         }
+        // What the canary would find within a minute, status says from now on.
+        if tokio::time::timeout(PATIENCE, self.exercise_seals()).await.is_err() {
+            tracing::warn!("the seals did not all answer within {PATIENCE:?}");
+        }
         let enabled = self.settings.seals.enabled();
         let mended = enabled.iter().map(|seal| async {
             if let Err(why) = within(self.mend(seal)).await {
@@ -122,6 +126,7 @@ impl Node {
                 _ => return Ok(()),
             }
             if self.wrap_by(seal).await? {
+                self.settings.seals.note(&**seal, Ok(()));
                 return Ok(());
             }
         }

@@ -243,17 +243,51 @@ async fn a_deleted_key_and_a_wrap_of_another_token_are_told_apart() {
     let text = fault(&other, &sealed).await;
     assert!(not_ours(&text).contains("another token"), "{text}");
     drop(seal);
-    for directory in stage.token_directories() {
-        for entry in fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            let is_object = path.extension().is_some_and(|extension| extension == "object");
-            if is_object && path.file_name().unwrap() != "token.object" {
-                fs::remove_file(path).unwrap();
-            }
-        }
+    for path in stage.key_files() {
+        fs::remove_file(path).unwrap();
     }
     let text = fault(&stage.seal(|_| ()), &sealed).await;
     assert!(needs_operator(&text).contains("keystead hsm init"), "{text}");
+}
+
+#[tokio::test]
+async fn a_token_that_was_initialised_anew_lacks_its_key_and_says_what_helps() {
+    let Some(stage) = Stage::new() else { return };
+    let seal = stage.seal(|config| config.generate_key = false);
+    let kek = Kek::random();
+    let sealed = wrapped(&stage.seal(|_| ()), &kek).await;
+    assert!(opens(&seal, &sealed, &kek).await);
+    stage.initialise_anew("zone-a");
+    // One that had it open, and one that starts.
+    for seal in [seal, stage.seal(|_| ())] {
+        let text = fault(&seal, &sealed).await;
+        assert!(needs_operator(&text).contains("keystead hsm init"), "{text}");
+        let text = seal.encrypt(&kek, b"aad").await.expect_err("no key");
+        assert!(needs_operator(&text).contains("it was deleted, or never made"), "{text}");
+    }
+    // With a key of its own again it works, and does not open what the former one wrapped.
+    let seal = stage.seal(|_| ());
+    let again = wrapped(&seal, &kek).await;
+    assert!(opens(&seal, &again, &kek).await);
+    let text = fault(&seal, &sealed).await;
+    assert!(not_ours(&text).contains("it was deleted, or another token wrapped this"), "{text}");
+}
+
+#[tokio::test]
+async fn a_module_without_its_own_configuration_is_told_from_a_token_that_is_gone() {
+    let Some(stage) = Stage::new() else { return };
+    let kek = Kek::random();
+    let sealed = wrapped(&stage.seal(|_| ()), &kek).await;
+    let (conf, aside) = (stage.path("softhsm2.conf"), stage.path("conf.aside"));
+    fs::rename(&conf, &aside).unwrap();
+    let waiting = stage.seal(|_| ());
+    let missing = fault(&waiting, &sealed).await;
+    assert!(unavailable(&missing).contains("check its own configuration"), "{missing}");
+    fs::write(&conf, "directories.tokendir = /nonexistent/tokens\n").unwrap();
+    let misled = fault(&waiting, &sealed).await;
+    assert!(unavailable(&misled).contains("does not start"), "{misled}");
+    fs::rename(&aside, &conf).unwrap();
+    assert!(opens(&waiting, &sealed, &kek).await, "without a restart");
 }
 
 #[tokio::test]

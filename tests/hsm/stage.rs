@@ -88,6 +88,42 @@ impl Stage {
         name[name.len() - 16..].to_owned()
     }
 
+    /// Initialises a token anew, as its security officer may: the label and the PIN stay, the keys are gone.
+    pub fn initialise_anew(&self, label: &str) {
+        let slots = self.run(Command::new("softhsm2-util").arg("--show-slots"));
+        let slots = String::from_utf8_lossy(&slots.stdout).into_owned();
+        let numbered = slots.lines().scan(None, |slot, line| {
+            *slot = line.strip_prefix("Slot ").or(*slot);
+            Some((*slot, line.trim()))
+        });
+        let mut of_label =
+            numbered.filter(|(_, line)| line.strip_prefix("Label:").map(str::trim) == Some(label));
+        let slot = of_label.next().unwrap().0.unwrap().trim().to_owned();
+        let made = self.run(Command::new("softhsm2-util").args([
+            "--init-token",
+            "--slot",
+            &slot,
+            "--label",
+            label,
+            "--pin",
+            PIN,
+            "--so-pin",
+            SO_PIN,
+        ]));
+        assert!(made.status.success(), "{made:?}");
+    }
+
+    /// The files of the keys on every token.
+    pub fn key_files(&self) -> Vec<PathBuf> {
+        let all = self.token_directories().into_iter().flat_map(|token| fs::read_dir(token).unwrap());
+        let all = all.map(|entry| entry.unwrap().path());
+        let is_key = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            name.ends_with(".object") && name != "token.object"
+        };
+        all.filter(is_key).collect()
+    }
+
     pub fn token_directories(&self) -> Vec<PathBuf> {
         fs::read_dir(self.tokens.store()).unwrap().map(|entry| entry.unwrap().path()).collect()
     }
