@@ -108,7 +108,7 @@ impl Stage {
             "--pin",
             PIN,
             "--so-pin",
-            SO_PIN,
+            softhsm::SO_PIN,
         ]));
         assert!(made.status.success(), "{made:?}");
     }
