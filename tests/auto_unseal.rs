@@ -8,45 +8,16 @@ mod stage;
 #[path = "common/unattended.rs"]
 mod unattended_nodes;
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use common::{at_most, one, three};
 use keystead_chaos::{Builder, Cluster, Result, wait};
 use serde_json::{Value, json};
 use stage::Stage;
-use unattended_nodes::{SOON, init, open, restart_with, start_all, status, type_in, warns, with};
-
-/// A directory with the key files, and the stanzas that name them.
-struct Keys(tempfile::TempDir);
-
-impl Keys {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name.replace('.', "/"))
-    }
-
-    fn stanzas(&self, names: &[&str]) -> Vec<String> {
-        let stanza = |(at, name): (usize, &&str)| {
-            let path = self.path(name).display().to_string();
-            format!(
-                "seal \"file\" {{\n  name     = \"{name}\"\n  priority = {}\n  path     = \"{path}\"\n}}",
-                at + 1
-            )
-        };
-        names.iter().enumerate().map(stanza).collect()
-    }
-}
+use unattended_nodes::{Keys, SOON, init, open, restart_with, start_all, status, type_in, warns, with};
 
 /// Three nodes start, one is initialised, all serve; all are killed, started, and serve again; nobody opens anything.
-async fn unattended(cluster: &Cluster, kind: &str) {
+async fn needs_nobody(cluster: &Cluster, kind: &str) {
     let shares = init(cluster).await;
     assert_eq!(shares.len(), 5);
     cluster.voters(3, SOON).await.unwrap();
@@ -70,7 +41,7 @@ async fn unattended(cluster: &Cluster, kind: &str) {
 async fn three_nodes_with_a_key_in_a_file_need_nobody() {
     let keys = Keys::new();
     let cluster = Box::pin(with(three(), keys.stanzas(&["file"])).start()).await.unwrap();
-    unattended(&cluster, "file").await;
+    needs_nobody(&cluster, "file").await;
     let status = open(cluster.at(0)).await;
     assert!(warns(&status, "for development only") && warns(&status, "configure a second seal"), "{status}");
     let mode = fs::metadata(keys.path("file")).unwrap().permissions().mode();
@@ -88,7 +59,7 @@ async fn three_nodes_with_a_token_need_nobody() {
     );
     let builder = with(Builder::new(stage.path("helper"), 3), vec![stanza.clone()]);
     let cluster = Box::pin(builder.start()).await.unwrap();
-    unattended(&cluster, "pkcs11").await;
+    needs_nobody(&cluster, "pkcs11").await;
     // A token that is gone takes nothing from who is open, and opens nobody; when it is back, it does.
     let aside = stage.path("aside");
     fs::rename(stage.path("tokens"), &aside).unwrap();

@@ -14,7 +14,7 @@ use std::{
 
 use common::{BINARY, one};
 use keystead::{
-    barrier::{Directory, Join, Keyring, Peer, Token, derive},
+    barrier::{Directory, Join, Keyring, Peer, Token, derive, derive_lasting},
     seal::{SealConfig, Share, combine},
 };
 use keystead_chaos::{
@@ -64,10 +64,11 @@ fn keys_of(cluster: &Cluster, data: &Path) -> Vec<Needle> {
         Needle::new("key of the wrap", &*combine(&points).unwrap()),
         Needle::new("join key", derive::<Join>(&root, vault, generation).expose()),
         Needle::new("peer key", derive::<Peer>(&root, vault, generation).expose()),
-        Needle::new("directory key", derive::<Directory>(&root, vault, generation).expose()),
-        Needle::new("token key", derive::<Token>(&root, vault, generation).expose()),
+        Needle::new("directory key", derive_lasting::<Directory>(keyring.lasting_key(), vault).expose()),
+        Needle::new("token key", derive_lasting::<Token>(keyring.lasting_key(), vault).expose()),
         Needle::new("barrier key", keyring.barrier_terms()[0].key.expose()),
         Needle::new("log key", keyring.log_terms()[0].key.expose()),
+        Needle::new("lasting key", keyring.lasting_key().expose()),
         // The two halves of AES-SIV's key are used apart.
         Needle::new("path key, MAC", &keyring.path_key().expose()[..32]),
         Needle::new("path key, cipher", &keyring.path_key().expose()[32..]),

@@ -299,7 +299,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Unseals one node, once it knows of the cluster; nothing if it is unsealed.
+    /// Unseals one node, once it knows of the cluster; nothing if it is unsealed. Without shares of this cluster's it waits
+    /// for the node to open by itself.
     ///
     /// # Errors
     /// [`Error::Deadline`], those of [`Node::unseal`].
@@ -314,7 +315,20 @@ impl Cluster {
             }
         })
         .await?;
-        if status["sealed"] == true { node.unseal(self.shares()).await } else { Ok(()) }
+        if status["sealed"] == false {
+            return Ok(());
+        }
+        if self.keys.is_some() {
+            return node.unseal(self.shares()).await;
+        }
+        wait::until(&format!("{} to open by itself", node.name()), JOIN, || async {
+            let status = node.seal_status().await?;
+            match status["sealed"] == false {
+                true => Ok(()),
+                false => Err(Error::Broken(status.to_string())),
+            }
+        })
+        .await
     }
 
     /// Waits until the cluster counts so many voters and leads itself; gives how long that took.

@@ -59,6 +59,8 @@ pub enum Method {
     Ping = 11,
     /// The leader's cluster time.
     Time = 12,
+    /// What the vault above hands from one open node to another.
+    HandOver = 13,
 }
 
 impl Method {
@@ -77,13 +79,14 @@ impl Method {
             10 => Self::ReadIndex,
             11 => Self::Ping,
             12 => Self::Time,
+            13 => Self::HandOver,
             _ => return None,
         })
     }
 
     /// Whether only an open channel may carry it.
     pub fn needs_open(self) -> bool {
-        matches!(self, Self::Forward | Self::ReadIndex | Self::Time)
+        matches!(self, Self::Forward | Self::ReadIndex | Self::Time | Self::HandOver)
     }
 }
 

@@ -29,6 +29,8 @@ use crate::{
 
 /// A peer heard of within this time is reachable.
 const REACHABLE: Duration = Duration::from_secs(3);
+/// How long channels go on that were opened by a proof of the former root key.
+const FORMER_CHANNELS: Duration = Duration::from_secs(10);
 /// How long a stopping node waits for its tasks.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
@@ -277,6 +279,62 @@ impl Replica {
     /// This node has been sealed: its open channels end.
     pub fn sealed(&self) {
         self.shared.pool.close_open_channels();
+    }
+
+    /// The root key was replaced: channels that were opened by a proof of the former one end. Calls go over new ones at
+    /// once; what is under way on the others, or comes from a peer that has not got so far yet, has a while.
+    pub fn root_replaced(&self) {
+        let (shared, until) = (self.shared.clone(), std::time::Instant::now());
+        shared.pool.close_open_channels();
+        if let Some(runtime) = self.runtime.lock().as_ref() {
+            runtime.spawn(async move {
+                tokio::time::sleep(FORMER_CHANNELS).await;
+                shared.server.connections.close_open(until);
+            });
+        }
+    }
+
+    /// Has the state written to the disk as soon as the entry that is being applied counts as applied.
+    pub fn flush_when_applied(&self) {
+        let shared = self.shared.clone();
+        let mut applied = shared.applied.clone();
+        if let Some(runtime) = self.runtime.lock().as_ref() {
+            runtime.spawn(async move {
+                // It ends with replication.
+                if applied.changed().await.is_ok() {
+                    shared.state.flush(Box::new(|result| {
+                        if let Err(error) = result {
+                            tracing::debug!(%error, "the state was not flushed; the log will replay it");
+                        }
+                    }));
+                }
+            });
+        }
+    }
+
+    /// Hands something to every other member that is open and within reach, over open channels, for `timeout` each at
+    /// most. Returns the node ids of those that took it.
+    pub async fn hand_over(&self, body: &[u8], timeout: Duration) -> Vec<String> {
+        let shared = &self.shared;
+        let directory = shared.directory.current();
+        let fits = |id: u64| {
+            id != shared.myself.incarnation
+                && shared.peers.heard_within(id, shared.lease * 2)
+                && shared.peers.status(id).is_some_and(|peer| !peer.standing.sealed)
+        };
+        let calls = directory.members.iter().filter(|member| fits(member.incarnation)).map(|member| async move {
+            let call =
+                shared.pool.call(member.incarnation, Channel::Open, Method::HandOver, body, timeout);
+            match tokio::time::timeout(timeout, call).await {
+                Ok(Ok(_)) => Some(member.node_id.clone()),
+                Ok(Err(error)) => {
+                    tracing::debug!(node = member.node_id, %error, "a member did not take what was handed to it");
+                    None
+                }
+                Err(_) => None,
+            }
+        });
+        futures_util::future::join_all(calls).await.into_iter().flatten().collect()
     }
 
     /// Whether both the present voters and those that would be left can still decide.

@@ -118,6 +118,8 @@ pub struct Connections {
 struct Live {
     incarnation: u64,
     boot_id: u64,
+    open: bool,
+    since: Instant,
     heard: Instant,
     task: AbortHandle,
 }
@@ -127,6 +129,17 @@ impl Connections {
     pub fn close(&self, incarnation: u64) {
         self.live.lock().retain(|_, live| {
             let close = live.incarnation == incarnation;
+            if close {
+                live.task.abort();
+            }
+            !close
+        });
+    }
+
+    /// Ends the open channels that were opened before `until`.
+    pub fn close_open(&self, until: Instant) {
+        self.live.lock().retain(|_, live| {
+            let close = live.open && live.since < until;
             if close {
                 live.task.abort();
             }
@@ -154,8 +167,15 @@ impl Connections {
             !former
         });
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let live =
-            Live { incarnation: hello.incarnation, boot_id: hello.boot_id, heard: Instant::now(), task };
+        let now = Instant::now();
+        let live = Live {
+            incarnation: hello.incarnation,
+            boot_id: hello.boot_id,
+            open: hello.channel.is_open(),
+            since: now,
+            heard: now,
+            task,
+        };
         all.insert(id, live);
         Some(id)
     }
@@ -186,6 +206,12 @@ struct Caller {
     exporter: [u8; 32],
     address: SocketAddr,
     proven: AtomicBool,
+}
+
+impl Caller {
+    fn peer(&self) -> Peer {
+        Peer { incarnation: self.hello.incarnation, node_id: self.hello.node_id.clone() }
+    }
 }
 
 /// A snapshot that is coming in.
@@ -508,6 +534,7 @@ impl Server {
             Method::SnapshotEnd => self.snapshot_end(caller).await,
             Method::OpenProof => self.open_proof(caller, &body),
             Method::Forward => self.forward(caller, body).await,
+            Method::HandOver => self.vault.take_over(caller.peer(), &body).map(|()| Bytes::new()),
             Method::ReadIndex => self.reads.answer().await.map_err(|error| error.to_string()),
         }
     }
@@ -649,7 +676,7 @@ impl Server {
         if !self.raft.is_leader() {
             return Err("this node does not lead".into());
         }
-        let peer = Peer { incarnation: caller.hello.incarnation, node_id: caller.hello.node_id.clone() };
+        let peer = caller.peer();
         let vault = self.vault.clone();
         // A panic in a request must not take the connection along, and requests run beside, not on, the
         // threads of consensus.

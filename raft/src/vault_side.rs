@@ -47,6 +47,11 @@ pub trait VaultSide: Send + Sync + 'static {
     fn replaced(&self);
     /// Answers a request that a peer forwarded over an open channel.
     fn serve(&self, peer: Peer, request: Bytes) -> BoxFuture<'_, Bytes>;
+    /// Takes what the vault of a peer hands over, on a channel on which it proved that it holds the root key.
+    ///
+    /// # Errors
+    /// A text for the peer.
+    fn take_over(&self, peer: Peer, body: &[u8]) -> Result<(), String>;
     /// Replication has stopped for good on this node and says why.
     fn latched(&self, reason: &str);
 }

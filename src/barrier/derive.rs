@@ -2,12 +2,16 @@
 //!
 //! `K_x = HKDF-SHA256(ikm = root key, salt = vault id, info = "keystead/v1/x" || root generation)` (RFC 5869), the
 //! generation as four bytes. A new root generation or another vault has other keys for everything.
+//!
+//! Two keys must not change with the root key: tokens are found by a hash under one, and the directory of members is
+//! read by nodes of the old and of the new root key while it is replaced. They come from a key in the keyring instead,
+//! with generation 0, which no root key has.
 
 use hkdf::Hkdf;
 use sha2::Sha256;
 
 use super::VaultId;
-use crate::secret::{DerivedKey, RootKey, on_wiped_stack};
+use crate::secret::{DerivedKey, LastingKey, RootKey, on_wiped_stack};
 
 /// What a derived key is for. The types that implement it exist only as markers.
 pub trait Purpose {
@@ -38,11 +42,11 @@ purpose! {
     pub SealCfg, "sealcfg"
 }
 purpose! {
-    /// The MAC of the directory of members.
+    /// The MAC of the directory of members; from the lasting key.
     pub Directory, "directory"
 }
 purpose! {
-    /// Storage ids of tokens.
+    /// Storage ids of tokens; from the lasting key.
     pub Token, "token"
 }
 purpose! {
@@ -57,7 +61,13 @@ purpose! {
 /// Derives the key for the purpose `P`.
 #[must_use]
 pub fn derive<P: Purpose>(root: &RootKey, vault_id: VaultId, root_generation: u32) -> DerivedKey<P> {
-    DerivedKey::filled(|key| expand(root, vault_id, root_generation, P::NAME, key))
+    DerivedKey::filled(|key| expand(root.expose(), vault_id, root_generation, P::NAME, key))
+}
+
+/// Derives the key for the purpose `P` that stays when the root key is replaced.
+#[must_use]
+pub fn derive_lasting<P: Purpose>(lasting: &LastingKey, vault_id: VaultId) -> DerivedKey<P> {
+    DerivedKey::filled(|key| expand(lasting.expose(), vault_id, 0, P::NAME, key))
 }
 
 /// The value by which a root key is recognised: public, and of no use for finding the key.
@@ -66,14 +76,14 @@ pub fn derive<P: Purpose>(root: &RootKey, vault_id: VaultId, root_generation: u3
 #[must_use]
 pub fn root_commitment(root: &RootKey, vault_id: VaultId, root_generation: u32) -> [u8; 32] {
     let mut commitment = [0; 32];
-    expand(root, vault_id, root_generation, RootCommitment::NAME, &mut commitment);
+    expand(root.expose(), vault_id, root_generation, RootCommitment::NAME, &mut commitment);
     commitment
 }
 
-fn expand(root: &RootKey, vault_id: VaultId, root_generation: u32, purpose: &str, out: &mut [u8; 32]) {
+fn expand(ikm: &[u8; 32], vault_id: VaultId, root_generation: u32, purpose: &str, out: &mut [u8; 32]) {
     let generation = root_generation.to_be_bytes();
     on_wiped_stack(|| {
-        Hkdf::<Sha256>::new(Some(&vault_id.0), root.expose())
+        Hkdf::<Sha256>::new(Some(&vault_id.0), ikm)
             .expand_multi_info(&[b"keystead/v1/", purpose.as_bytes(), &generation], out)
             .expect("32 bytes are fewer than HKDF-SHA256 can give");
     });
@@ -109,8 +119,8 @@ mod tests {
             *derive::<Join>(&root(), vault, 1).expose(),
             *derive::<Peer>(&root(), vault, 1).expose(),
             *derive::<SealCfg>(&root(), vault, 1).expose(),
-            *derive::<Directory>(&root(), vault, 1).expose(),
-            *derive::<Token>(&root(), vault, 1).expose(),
+            *derive_lasting::<Directory>(&LastingKey::from_bytes(root().expose()), vault).expose(),
+            *derive_lasting::<Token>(&LastingKey::from_bytes(root().expose()), vault).expose(),
             *derive::<KeyringSeal>(&root(), vault, 1).expose(),
             root_commitment(&root(), vault, 1),
             *derive::<Join>(&root(), vault, 2).expose(),

@@ -5,7 +5,7 @@
 //! key that the seal configuration's commitment has already singled out. Plaintext, all integers big-endian:
 //!
 //! ```text
-//! path key term [4]  path key [64]
+//! path key term [4]  path key [64]  lasting key [32]
 //! barrier terms [4], then each: term [4]  installed_ms [8]  encryptions [8]  key [32]
 //! log terms     [4], then each: term [4]  key [32]
 //! ```
@@ -21,9 +21,9 @@ use zeroize::Zeroizing;
 use super::VaultId;
 use super::aad::Aad;
 use super::derive::{KeyringSeal, derive};
-use crate::secret::{BarrierKey, LogKey, PathKey, RootKey, on_wiped_stack, random_array};
+use crate::secret::{BarrierKey, LastingKey, LogKey, PathKey, RootKey, on_wiped_stack, random_array};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const TYPE_TAG: &str = "keystead/v1/keyring";
 const HEADER_LEN: usize = 1 + 12;
 const TAG_LEN: usize = 16;
@@ -56,6 +56,7 @@ pub struct LogTerm {
 pub struct Keyring {
     path_term: u32,
     path_key: PathKey,
+    lasting_key: LastingKey,
     barrier: Vec<BarrierTerm>,
     log: Vec<LogTerm>,
 }
@@ -84,6 +85,7 @@ impl Keyring {
         Self {
             path_term: 1,
             path_key: PathKey::random(),
+            lasting_key: LastingKey::random(),
             barrier: vec![BarrierTerm {
                 term: 1,
                 key: BarrierKey::random(),
@@ -95,7 +97,7 @@ impl Keyring {
     }
 
     /// Adds a barrier key and a log key under the next term, which it returns. The path key stays: names are sealed
-    /// deterministically, and another key would lose them all.
+    /// deterministically, and another key would lose them all. So does the lasting key, for tokens.
     pub fn rotate(&mut self, now_ms: u64) -> u32 {
         let newest = self.barrier.last().expect("a keyring has at least one barrier key").term;
         let term = newest.checked_add(1).expect("nobody rotates four billion times");
@@ -127,6 +129,12 @@ impl Keyring {
         &self.path_key
     }
 
+    /// What the keys come from that a new root key leaves as they are.
+    #[must_use]
+    pub fn lasting_key(&self) -> &LastingKey {
+        &self.lasting_key
+    }
+
     /// The term of the path key.
     #[must_use]
     pub fn path_term(&self) -> u32 {
@@ -148,6 +156,7 @@ impl Keyring {
         Self {
             path_term: self.path_term,
             path_key: self.path_key.duplicate(),
+            lasting_key: self.lasting_key.duplicate(),
             barrier: barrier.collect(),
             log: log.collect(),
         }
@@ -205,11 +214,12 @@ impl Keyring {
 
     fn encode(&self) -> Zeroizing<Vec<u8>> {
         // The full length at once: growing would leave keys behind in freed memory.
-        let len = 4 + PathKey::LEN + 4 + self.barrier.len() * 52 + 4 + self.log.len() * 36;
+        let len = 4 + PathKey::LEN + LastingKey::LEN + 4 + self.barrier.len() * 52 + 4 + self.log.len() * 36;
         let mut out = Zeroizing::new(Vec::with_capacity(len));
         let count = |len: usize| u32::try_from(len).expect("terms are counted by u32").to_be_bytes();
         out.extend_from_slice(&self.path_term.to_be_bytes());
         out.extend_from_slice(self.path_key.expose());
+        out.extend_from_slice(self.lasting_key.expose());
         out.extend_from_slice(&count(self.barrier.len()));
         for term in &self.barrier {
             out.extend_from_slice(&term.term.to_be_bytes());
@@ -230,6 +240,7 @@ impl Keyring {
         let mut reader = Reader(bytes);
         let path_term = reader.u32()?;
         let path_key = PathKey::from_bytes(reader.take()?);
+        let lasting_key = LastingKey::from_bytes(reader.take()?);
         let mut barrier = Vec::new();
         for _ in 0..reader.count()? {
             let (term, installed_ms, encryptions) = (reader.u32()?, reader.u64()?, reader.u64()?);
@@ -247,7 +258,7 @@ impl Keyring {
         let in_order =
             barrier.is_sorted_by(|a, b| a.term < b.term) && log.is_sorted_by(|a, b| a.term < b.term);
         let whole = reader.0.is_empty() && !barrier.is_empty() && !log.is_empty();
-        (in_order && whole).then_some(Self { path_term, path_key, barrier, log })
+        (in_order && whole).then_some(Self { path_term, path_key, lasting_key, barrier, log })
     }
 }
 
@@ -302,6 +313,7 @@ mod tests {
         Keyring {
             path_term: 1,
             path_key: PathKey::from_bytes(&[0xA1; 64]),
+            lasting_key: LastingKey::from_bytes(&[0xD1; 32]),
             barrier: vec![BarrierTerm {
                 term: 1,
                 key: BarrierKey::from_bytes(&[0xB1; 32]),
@@ -317,6 +329,7 @@ mod tests {
         let plain = [
             "00000001",
             &"a1".repeat(64),
+            &"d1".repeat(32),
             "00000001",
             "0000000100000000000001020000000000000304",
             &"b1".repeat(32),
@@ -327,8 +340,8 @@ mod tests {
         .concat();
         assert_eq!(hex::encode(&*fixed().encode()), plain);
         let sealed = fixed().seal_with_nonce([0x66; 12], &root(), VAULT, 1);
-        assert_eq!(hex::encode(&sealed[..13]), format!("01{}", "66".repeat(12)));
-        assert_eq!(hex::encode(&sealed[sealed.len() - 16..]), "a255b70684a6a7703c989b7265805e25");
+        assert_eq!(hex::encode(&sealed[..13]), format!("02{}", "66".repeat(12)));
+        assert_eq!(hex::encode(&sealed[sealed.len() - 16..]), "34f456dad7b8436f728dec26f3732783");
     }
 
     #[test]

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use aad::{Aad, Mac};
-pub use derive::{Directory, Join, Peer, Purpose, SealCfg, Token, derive, root_commitment};
+pub use derive::{Directory, Join, Peer, Purpose, SealCfg, Token, derive, derive_lasting, root_commitment};
 pub use keyring::{BarrierTerm, Keyring, KeyringError, LogTerm};
 pub use logmac::{LogTag, LogTagError};
 pub use path::{MAX_SEGMENT_LEN, MAX_SEGMENTS, MountId, PathError};

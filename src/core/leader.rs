@@ -73,7 +73,11 @@ impl Core {
         }
         if matches!(
             route.handler,
-            Handler::SealSync | Handler::RemovePeer | Handler::RaftChallenge | Handler::RaftAnswer
+            Handler::SealSync
+                | Handler::RemovePeer
+                | Handler::RaftChallenge
+                | Handler::RaftAnswer
+                | Handler::BreakGlassChange
         ) {
             return Ok(self.lead_effect(request, route).await);
         }
@@ -146,6 +150,7 @@ impl Core {
             }
             Handler::SealSync => self.seal_sync(request).await,
             Handler::RaftAnswer => self.node().raft_answer(request.data.clone()).await.map(Answer::data),
+            Handler::BreakGlassChange => self.change_break_glass(request).await,
             _ => match super::fields::Fields(&request.data).text_or_empty("server_id") {
                 Ok(id) if id.is_empty() => Err(ApiError::invalid("no server id provided")),
                 Ok(id) => self.node().remove_peer(id).await.map(|()| Answer::NoContent),

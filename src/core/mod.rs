@@ -5,6 +5,7 @@
 //! and what happens when leadership moves), [`mounts`], [`sys`].
 
 pub mod auth;
+mod break_glass;
 pub(crate) mod codec;
 mod counts;
 pub mod error;
@@ -299,7 +300,8 @@ impl Core {
             | Handler::SealSync
             | Handler::RemovePeer
             | Handler::RaftChallenge
-            | Handler::RaftAnswer => Ok(Answer::NoContent),
+            | Handler::RaftAnswer
+            | Handler::BreakGlassChange => Ok(Answer::NoContent),
             handler => self.answer_sys(&audited, handler, request, unsealed, txn),
         }?;
         Ok(match known_fields(route.handler, request.operation) {
@@ -374,6 +376,8 @@ fn known_fields(handler: Handler, operation: Operation) -> Option<&'static [&'st
             | Handler::VisibleMounts
             | Handler::VisibleMount
             | Handler::KeyStatus
+            | Handler::BreakGlass
+            | Handler::BreakGlassChange
             | Handler::RaftConfiguration
             | Handler::HaStatus
             | Handler::HostInfo

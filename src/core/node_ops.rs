@@ -241,6 +241,51 @@ pub struct UnsealRequest {
     pub migrate: bool,
 }
 
+/// What is to become of a vault's break-glass shares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BreakGlassChange {
+    /// Some are made.
+    Enable,
+    /// They are done away with, and the root key that they opened.
+    Disable,
+}
+
+impl BreakGlassChange {
+    /// As it stands in paths.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Enable => "enable",
+            Self::Disable => "disable",
+        }
+    }
+}
+
+/// `sys/break-glass/<change>/init` and `update`.
+pub enum BreakGlassRequest {
+    /// How far it has come.
+    Progress(BreakGlassChange),
+    /// Begin it.
+    Begin {
+        /// Which.
+        change: BreakGlassChange,
+        /// Shares to be made.
+        shares: u64,
+        /// How many of them open the vault.
+        threshold: u64,
+    },
+    /// Forget it.
+    Cancel(BreakGlassChange),
+    /// A recovery share of somebody who agrees.
+    Update {
+        /// To what.
+        change: BreakGlassChange,
+        /// The share.
+        key: SecretString,
+        /// The nonce that it began with.
+        nonce: String,
+    },
+}
+
 /// `POST sys/storage/raft/join`.
 pub struct JoinRequest {
     /// Base URL of a member's API.
@@ -356,6 +401,16 @@ pub trait NodeOps: Send + Sync + 'static {
     /// Joins this node to a cluster. True when it has joined (or was a member already), false when it goes on
     /// trying.
     fn raft_join(&self, request: JoinRequest) -> BoxFuture<'_, Result<bool, ApiError>>;
+    /// `sys/break-glass`: the answer's data.
+    ///
+    /// # Errors
+    /// When the seal configuration cannot be read.
+    fn break_glass(&self) -> Result<Map<String, Value>, ApiError>;
+    /// `sys/break-glass/enable/*` and `disable/*`, on the leader: the answer's data.
+    fn change_break_glass(
+        &self,
+        request: BreakGlassRequest,
+    ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>>;
     /// Removes a member, on the leader. Removing one that is not there succeeds.
     fn remove_peer(&self, node_id: String) -> BoxFuture<'_, Result<(), ApiError>>;
 }

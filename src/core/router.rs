@@ -72,6 +72,10 @@ pub enum Handler {
     AuthMounts,
     /// `sys/auth/<path>` and `sys/auth/<path>/tune`.
     AuthMount,
+    /// `sys/break-glass`.
+    BreakGlass,
+    /// `sys/break-glass/enable/*` and `sys/break-glass/disable/*`.
+    BreakGlassChange,
     /// `sys/remount`.
     Remount,
     /// `sys/remount/status/<id>`.
@@ -196,6 +200,35 @@ pub const ROUTES: &[Route] = &[
     ),
     logical("sys/metrics", &[Read], Handler::Metrics, Access::Token, Place::Linearizable),
     logical("sys/key-status", &[Read], Handler::KeyStatus, Access::Token, Place::Linearizable),
+    logical("sys/break-glass", &[Read], Handler::BreakGlass, Access::Token, Place::Linearizable),
+    logical(
+        "sys/break-glass/enable/init",
+        &[Read, Update, Delete],
+        Handler::BreakGlassChange,
+        Access::Root,
+        Place::Leader,
+    ),
+    logical(
+        "sys/break-glass/enable/update",
+        &[Update],
+        Handler::BreakGlassChange,
+        Access::Root,
+        Place::Leader,
+    ),
+    logical(
+        "sys/break-glass/disable/init",
+        &[Read, Update, Delete],
+        Handler::BreakGlassChange,
+        Access::Root,
+        Place::Leader,
+    ),
+    logical(
+        "sys/break-glass/disable/update",
+        &[Update],
+        Handler::BreakGlassChange,
+        Access::Root,
+        Place::Leader,
+    ),
     logical("sys/mounts", &[Read], Handler::Mounts, Access::Token, Place::Linearizable),
     logical("sys/mounts/*", &[Read], Handler::Mount, Access::Token, Place::Linearizable),
     logical("sys/mounts/*", &[Update, Delete], Handler::Mount, Access::Token, Place::Leader),

@@ -38,6 +38,7 @@ impl Core {
                 data.insert("term".to_owned(), status.term.into());
                 Ok(Answer::duplicated(data))
             }
+            Handler::BreakGlass => self.node().break_glass().map(Answer::data),
             Handler::RaftConfiguration => self.raft_configuration(),
             Handler::Metrics => self.metrics(&Fields(&request.data)),
             handler => match self.answer_info(handler, request, unsealed, txn) {

@@ -24,8 +24,9 @@ use super::{
     error::ApiError,
     initial_writes,
     node_ops::{
-        HaNode, HealthFacts, InitRequest, InitResponse, JoinRequest, KeyStatus, LeaderStatus, NodeOps,
-        RaftServer, SealBackend, SealStatus, SealWrap, UnsealRequest, Unsealed, WrapState,
+        BreakGlassRequest, HaNode, HealthFacts, InitRequest, InitResponse, JoinRequest, KeyStatus,
+        LeaderStatus, NodeOps, RaftServer, SealBackend, SealStatus, SealWrap, UnsealRequest, Unsealed,
+        WrapState,
     },
     path::RequestPath,
     request::{Operation, Request},
@@ -382,6 +383,17 @@ impl NodeOps for FakeNode {
 
     fn raft_join(&self, _request: JoinRequest) -> BoxFuture<'_, Result<bool, ApiError>> {
         Box::pin(async { Ok(true) })
+    }
+
+    fn break_glass(&self) -> Result<Map<String, Value>, ApiError> {
+        Ok(Map::new())
+    }
+
+    fn change_break_glass(
+        &self,
+        _request: BreakGlassRequest,
+    ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>> {
+        Box::pin(async { Err(ApiError::invalid("there are no seals here")) })
     }
 
     fn remove_peer(&self, node_id: String) -> BoxFuture<'_, Result<(), ApiError>> {

@@ -106,7 +106,7 @@ fn params(request: &InitRequest, kind: Option<SealKind>) -> Result<InitParams, A
 }
 
 /// Shares and how many of them are needed, in Vault's order and words.
-fn numbers(shares: u64, threshold: u64) -> Result<InitParams, ApiError> {
+pub(super) fn numbers(shares: u64, threshold: u64) -> Result<InitParams, ApiError> {
     if shares == 0 {
         return Err(invalid_config("shares must be at least one"));
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::{
     barrier::{
         Barrier, Directory, Join, Keyring, KeyringError, LogTag, LogTagError, Mac, Peer, VaultId, derive,
+        derive_lasting,
     },
     core::{
         node_ops::Unsealed,
@@ -28,13 +29,25 @@ pub struct OpenKeys {
 impl OpenKeys {
     /// Derives everything from the root key and the keyring it opens.
     pub fn new(config: &SealConfig, root: RootKey, keyring: Keyring, cluster: &ClusterName) -> Self {
-        let (vault_id, generation) = (config.vault_id, config.root_generation);
+        Self::of(config.vault_id, config.root_generation, root, keyring, cluster)
+    }
+
+    fn of(
+        vault_id: VaultId,
+        generation: u32,
+        root: RootKey,
+        keyring: Keyring,
+        cluster: &ClusterName,
+    ) -> Self {
+        let lasting = keyring.lasting_key();
+        let token_key = TokenKey::new(&derive_lasting(lasting, vault_id));
+        let directory = derive_lasting(lasting, vault_id);
         let unsealed = Unsealed {
             barrier: Arc::new(Barrier::new(vault_id, keyring)),
             vault_id,
             cluster_id: cluster.id.clone(),
             cluster_name: cluster.name.clone(),
-            token_key: TokenKey::new(&derive(&root, vault_id, generation)),
+            token_key,
             tokens: TokenCache::default(),
         };
         Self {
@@ -42,7 +55,7 @@ impl OpenKeys {
             root_generation: generation,
             join: derive(&root, vault_id, generation),
             peer: derive(&root, vault_id, generation),
-            directory: derive(&root, vault_id, generation),
+            directory,
             root,
             unsealed: Arc::new(unsealed),
         }
@@ -68,30 +81,36 @@ impl OpenKeys {
         self.root_generation
     }
 
+    /// The keyring that is in the record.
+    ///
+    /// # Errors
+    /// [`KeyringError`] when the record is not one that this root key sealed.
+    pub fn open_keyring(&self, sealed: &[u8]) -> Result<Keyring, KeyringError> {
+        Keyring::open(sealed, &self.root, self.vault_id, self.root_generation)
+    }
+
     /// The same node with the keyring as it stands now.
     ///
     /// # Errors
     /// [`KeyringError`] when the record is not one that this root key sealed.
     pub fn with_keyring(&self, sealed: &[u8]) -> Result<Self, KeyringError> {
-        let keyring = Keyring::open(sealed, &self.root, self.vault_id, self.root_generation)?;
+        let keyring = self.open_keyring(sealed)?;
+        let root = self.root.duplicate();
+        Ok(Self::of(self.vault_id, self.root_generation, root, keyring, &self.cluster()))
+    }
+
+    /// The same node under the root key of another generation.
+    ///
+    /// # Errors
+    /// [`KeyringError`] when the record is not one that this root key sealed.
+    pub fn with_root(&self, config: &SealConfig, root: RootKey, sealed: &[u8]) -> Result<Self, KeyringError> {
+        let keyring = Keyring::open(sealed, &root, self.vault_id, config.root_generation)?;
+        Ok(Self::new(config, root, keyring, &self.cluster()))
+    }
+
+    fn cluster(&self) -> ClusterName {
         let old = &self.unsealed;
-        let unsealed = Unsealed {
-            barrier: Arc::new(Barrier::new(self.vault_id, keyring)),
-            vault_id: self.vault_id,
-            cluster_id: old.cluster_id.clone(),
-            cluster_name: old.cluster_name.clone(),
-            token_key: TokenKey::new(&derive(&self.root, self.vault_id, self.root_generation)),
-            tokens: TokenCache::default(),
-        };
-        Ok(Self {
-            vault_id: self.vault_id,
-            root_generation: self.root_generation,
-            join: derive(&self.root, self.vault_id, self.root_generation),
-            peer: derive(&self.root, self.vault_id, self.root_generation),
-            directory: derive(&self.root, self.vault_id, self.root_generation),
-            root: self.root.duplicate(),
-            unsealed: Arc::new(unsealed),
-        })
+        ClusterName { id: old.cluster_id.clone(), name: old.cluster_name.clone() }
     }
 
     /// The tag of a log entry.

@@ -1,7 +1,8 @@
 //! Moving a vault from shares to seals that open by themselves, and back.
 //!
 //! The key holders' shares open a node with `migrate`; whichever node leads and was opened so writes the new seal
-//! configuration, as one entry: before it the vault is opened the old way, after it the new way, and nothing is between.
+//! configuration and a new root key, as one entry: before it the vault is opened the old way, after it the new way, and
+//! nothing is between.
 
 use std::time::Duration;
 
@@ -140,15 +141,15 @@ impl Node {
         let moved = match agreed {
             Agreed::ToSeals => {
                 let seals = self.settings.seals.enabled();
-                let moved = config.moved_to_seals(&seals, now_ms, keys.root()).await;
+                let moved = config.moved_to_seals(&seals, now_ms).await;
                 Some(moved.map_err(|fault| fault.to_string())?)
             }
-            Agreed::ToShares(kek) => config.moved_to_shares(kek, now_ms, keys.root()),
+            Agreed::ToShares(kek) => config.moved_to_shares(kek, now_ms),
         };
         let Some(moved) = moved else { return Ok(true) };
-        let done = self.replace_config(&moved, version).await?;
+        let seals: Vec<_> = moved.config.seals.iter().map(|entry| entry.name.clone()).collect();
+        let done = self.replace_root(moved, version).await?;
         if done {
-            let seals: Vec<_> = moved.seals.iter().map(|entry| entry.name.as_str()).collect();
             tracing::info!(?seals, "the vault has moved to other seals");
         }
         Ok(done)

@@ -3,6 +3,7 @@
 //! [`Node`] owns the keys. Requests see them through [`NodeOps`], replication through [`VaultSide`]; neither can
 //! keep them past `sys/seal`.
 
+mod break_glass;
 mod canary;
 mod claims;
 mod init;
@@ -12,6 +13,7 @@ mod migration;
 mod ops;
 mod own_pki;
 mod records;
+mod rotation;
 mod shares;
 mod strangers;
 mod unattended;
@@ -119,6 +121,16 @@ pub struct Node {
     claims: claims::Claims,
     /// When the certificates of the cluster port end, of a node that has them from the operator's CA.
     certificate_ends: RwLock<Option<CertificateEnds>>,
+    /// The change of the break-glass shares that key holders are asked to agree to.
+    break_glass: tokio::sync::Mutex<Option<break_glass::Operation>>,
+    /// Root keys that a leader has handed over, until the entry comes that makes one of them the vault's.
+    pending_roots: rotation::PendingRoots,
+    /// Why this node was sealed by a new root key, until it is open again.
+    missed_root: Mutex<Option<String>>,
+    /// Taking over what an entry changed of the keys, one at a time.
+    reloading: Mutex<()>,
+    /// Where this node's tasks run, for the threads of replication.
+    runtime: tokio::runtime::Handle,
     /// Init, unseal, seal and join, one at a time.
     lifecycle: tokio::sync::Mutex<()>,
     /// The opening that is under way.
@@ -159,6 +171,11 @@ impl Node {
             challenges: join::Challenges::default(),
             claims: claims::Claims::default(),
             certificate_ends: RwLock::default(),
+            break_glass: tokio::sync::Mutex::default(),
+            pending_roots: rotation::PendingRoots::default(),
+            missed_root: Mutex::default(),
+            reloading: Mutex::default(),
+            runtime: tokio::runtime::Handle::current(),
             lifecycle: tokio::sync::Mutex::default(),
             opening: Mutex::default(),
             latched: watch::channel(None).0,
@@ -283,7 +300,7 @@ impl Node {
     fn drop_keys(&self) {
         self.keys.write().take();
         self.provisional.write().take();
-
+        self.pending_roots.clear();
         self.progress.lock().reset();
         if let Some(core) = self.core() {
             core.forget();

@@ -9,8 +9,8 @@ use super::{Node, join::join_error};
 use crate::core::{
     error::ApiError,
     node_ops::{
-        HaNode, HealthFacts, InitRequest, InitResponse, JoinRequest, KeyStatus, LeaderStatus, NodeOps,
-        RaftServer, SealBackend, SealStatus, SealWrap, UnsealRequest, Unsealed,
+        BreakGlassRequest, HaNode, HealthFacts, InitRequest, InitResponse, JoinRequest, KeyStatus,
+        LeaderStatus, NodeOps, RaftServer, SealBackend, SealStatus, SealWrap, UnsealRequest, Unsealed,
     },
 };
 use crate::seal::{SealConfig, SealKind};
@@ -113,6 +113,7 @@ impl NodeOps for Node {
             failure: self.latch_reason(),
             warnings: [
                 replica.map(|replica| disk_warnings(&replica)).unwrap_or_default(),
+                self.missed_root.lock().iter().cloned().collect(),
                 self.settings.seals.warnings(config.as_ref()),
             ]
             .concat(),
@@ -246,6 +247,17 @@ impl NodeOps for Node {
 
     fn raft_join(&self, request: JoinRequest) -> BoxFuture<'_, Result<bool, ApiError>> {
         Box::pin(self.join_by_hand(request))
+    }
+
+    fn break_glass(&self) -> Result<Map<String, Value>, ApiError> {
+        self.break_glass_facts()
+    }
+
+    fn change_break_glass(
+        &self,
+        request: BreakGlassRequest,
+    ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>> {
+        Box::pin(Node::change_break_glass(self, request))
     }
 
     fn remove_peer(&self, node_id: String) -> BoxFuture<'_, Result<(), ApiError>> {

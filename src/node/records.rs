@@ -137,6 +137,29 @@ pub fn seal_config(state: &dyn SealedState) -> Result<Option<SealConfig>, ReadEr
     }
 }
 
+/// What the root key is found by, and what it opens, of one moment.
+pub struct SealedKeys {
+    /// The seal configuration.
+    pub config: SealConfig,
+    /// The keyring.
+    pub keyring: bytes::Bytes,
+    /// The version of the keyring's record.
+    pub keyring_version: Version,
+}
+
+/// Seal configuration and keyring as they go together; `None` until both are there.
+pub fn sealed_keys(state: &dyn SealedState) -> Result<Option<SealedKeys>, ReadError> {
+    loop {
+        let Some(record) = state.get(&seal_config_key())? else { return Ok(None) };
+        let Some((keyring_version, keyring)) = keyring(state)? else { return Ok(None) };
+        // Between the two reads an entry may have changed both; that is rare enough for another round.
+        if state.get(&seal_config_key())?.is_some_and(|again| again.version == record.version) {
+            let config = SealConfig::decode(&record.value)?;
+            return Ok(Some(SealedKeys { config, keyring, keyring_version }));
+        }
+    }
+}
+
 /// The sealed keyring as this node has it, with its version.
 pub fn keyring(state: &dyn SealedState) -> Result<Option<(Version, bytes::Bytes)>, StorageError> {
     Ok(state.get(&keyring_key())?.map(|record| (record.version, record.value)))

@@ -75,15 +75,8 @@ impl Seals {
     pub fn warnings(&self, config: Option<&SealConfig>) -> Vec<String> {
         let mut warnings = self.faults_in_words();
         let Some(config) = config else { return warnings };
+        warnings.extend(Self::only_way(config));
         let entries: Vec<_> = config.unattended().map(|(entry, _)| entry).collect();
-        if let [only] = &entries[..]
-            && config.shamir().is_none()
-        {
-            warnings.push(format!(
-                "nothing but the seal \"{}\" opens this vault: without it the data is lost; configure a second seal",
-                only.name
-            ));
-        }
         if entries.iter().any(|entry| entry.kind() == SealKind::File) {
             let text =
                 "this vault is opened by a key in a file, which protects nothing: for development only";
@@ -98,6 +91,18 @@ impl Seals {
             }
         }
         warnings
+    }
+
+    /// What is said as long as a single seal opens the vault and nothing else does.
+    pub fn only_way(config: &SealConfig) -> Option<String> {
+        let mut entries = config.unattended();
+        let (only, _) = entries.next()?;
+        (entries.next().is_none() && config.shamir().is_none()).then(|| {
+            format!(
+                "nothing but the seal \"{}\" opens this vault: without it the data is lost; configure a second seal, or hand out break-glass shares",
+                only.name
+            )
+        })
     }
 
     fn faults_in_words(&self) -> Vec<String> {

@@ -11,7 +11,9 @@ use std::{
 use keystead_raft::{Replica, Replicated as _, VaultSide};
 use keystead_storage::StorageError;
 
-use super::{ClusterName, Node, OpenKeys, join::JoinFailure, migration::Migration, records, shares};
+use super::{
+    ClusterName, Node, OpenKeys, break_glass, join::JoinFailure, migration::Migration, records, shares,
+};
 use crate::{
     barrier::Keyring,
     core::{
@@ -136,14 +138,13 @@ impl Node {
         }
         let replica = self.replica().ok_or(ApiError::Sealed)?;
         let mut stopping = self.stopping.subscribe();
-        let (config, sealed, version) = loop {
-            let state = replica.state();
-            let current = records::seal_config(&*state)
-                .map_err(|e| ApiError::internal("reading the seal configuration", &e))?;
-            let keyring =
-                records::keyring(&*state).map_err(|e| ApiError::internal("reading the keyring", &e))?;
-            if let (Some(current), Some((version, sealed))) = (current, keyring) {
-                break (current, sealed, version);
+        let records::SealedKeys { config, keyring: sealed, keyring_version: version } = loop {
+            let found = records::sealed_keys(&*replica.state());
+            let found = found.map_err(|e| ApiError::internal("reading the sealed keys", &e))?;
+            // A node that has just joined goes through what the vault was before.
+            let known = config.root_generation;
+            if let Some(found) = found.filter(|found| found.config.root_generation >= known) {
+                break found;
             }
             tokio::select! {
                 _ = stopping.wait_for(|stop| *stop) => return Err(ApiError::Sealed),
@@ -167,6 +168,7 @@ impl Node {
         if let Some(core) = self.core() {
             core.forget();
         }
+        break_glass::gauge(&config);
         metrics::gauge!("vault_core_unsealed").set(1.0);
         tracing::info!("vault is unsealed");
         Ok(())
@@ -186,11 +188,16 @@ impl Node {
             Err(_) => gently.store(true, Ordering::Relaxed),
         }
         let mut current = self.keys.write();
-        self.provisional.write().take();
+        let provisional = self.provisional.write().take();
         if let Some(reason) = self.latch_reason() {
             return Err(ApiError::Internal(format!("this node has stopped serving: {reason}")));
         }
+        if !provisional.is_some_and(|provisional| Arc::ptr_eq(&provisional, &keys)) {
+            let text = "the root key was replaced while this node was being opened; enter shares that are of the present one";
+            return Err(ApiError::invalid(text));
+        }
         *current = Some(keys);
+        self.missed_root.lock().take();
         Ok(())
     }
 

@@ -6,36 +6,13 @@ use bytes::Bytes;
 use keystead_raft::{BoxFuture, Peer, Replicated as _, VaultSide, Verdict};
 use keystead_storage::RecordKey;
 
-use super::{Node, OpenKeys, records};
+use super::{Node, OpenKeys, break_glass, records};
 use crate::barrier::LogTag;
 
 impl Node {
     /// The keys that sign: those of an open node, or of an initialisation or joining in progress.
     fn signing_keys(&self) -> Option<Arc<OpenKeys>> {
         self.keys.read().clone().or_else(|| self.provisional.read().clone())
-    }
-
-    /// Takes the keyring as it stands after an entry that changed it.
-    fn reload_keyring(&self) {
-        let Some(keys) = self.keys.read().clone() else { return };
-        let Some(replica) = self.replica() else { return };
-        let reloaded = match records::keyring(&*replica.state()) {
-            Ok(Some((_, sealed))) => keys.with_keyring(&sealed).map_err(|e| e.to_string()),
-            Ok(None) => Err("it is missing".into()),
-            Err(error) => Err(error.to_string()),
-        };
-        match reloaded {
-            Ok(reloaded) => {
-                let mut current = self.keys.write();
-                // Sealing that came in between stays.
-                if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &keys)) {
-                    *current = Some(Arc::new(reloaded));
-                }
-            }
-            Err(error) => {
-                VaultSide::latched(self, &format!("the keyring cannot be opened after a change: {error}"))
-            }
-        }
     }
 }
 
@@ -71,7 +48,16 @@ impl VaultSide for Node {
 
     fn applied(&self, changed: &[RecordKey]) {
         if changed.contains(&records::keyring_key()) {
-            self.reload_keyring();
+            self.reload_keys();
+        }
+        // An older configuration on the disk would have a restarted node ask for what does not open the vault any more.
+        if changed.contains(&records::seal_config_key())
+            && let Some(replica) = self.replica()
+        {
+            replica.flush_when_applied();
+            if let Ok(Some(config)) = records::seal_config(&*replica.state()) {
+                break_glass::gauge(&config);
+            }
         }
         if let Some(core) = self.core() {
             core.invalidate(changed);
@@ -79,7 +65,7 @@ impl VaultSide for Node {
     }
 
     fn replaced(&self) {
-        self.reload_keyring();
+        self.reload_keys();
         if let Some(core) = self.core() {
             core.forget();
         }
@@ -92,6 +78,10 @@ impl VaultSide for Node {
                 None => Bytes::new(),
             }
         })
+    }
+
+    fn take_over(&self, peer: Peer, body: &[u8]) -> Result<(), String> {
+        self.take_root(&peer, body)
     }
 
     /// A latched node seals itself: it has nothing to say that could be relied upon.

@@ -13,7 +13,7 @@ use crate::barrier::{Mac, SealCfg, VaultId, derive, root_commitment};
 use crate::secret::{Kek, RootKey, on_wiped_stack};
 use subtle::ConstantTimeEq;
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 const MAC_TAG: &str = "keystead/v1/seal-config";
 const VERIFIER_TAG: &str = "keystead/v1/share-verifier";
 /// Far above what 255 shares in several seals take.
@@ -72,6 +72,8 @@ pub struct Verifier {
 /// Shares that were handed out together: how many there are, how many are needed, and what recognises each.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct ShareSet {
+    /// The root generation in which it was made, which its shares name. Recovery shares outlive it.
+    pub generation: u32,
     /// Shares that were made.
     pub shares: u8,
     /// Shares that are needed.
@@ -112,7 +114,7 @@ pub struct SealEntry {
 pub struct SealConfig {
     /// The vault.
     pub vault_id: VaultId,
-    /// Counted from 1; a rekey makes the next.
+    /// Counted from 1; a new root key has the next.
     pub root_generation: u32,
     /// What every wrap must open to, see [`root_commitment`].
     pub root_commitment: [u8; 32],
@@ -163,8 +165,8 @@ pub enum ShareRejection {
     ///
     /// A node that may lag behind asks the leader before it says so.
     #[error(
-        "the share is stale: it opens root key generation {share_generation}, and a rekey has replaced that by \
-         {current}; enter a share that the last rekey handed out"
+        "the share is stale: it is of root key generation {share_generation}, which generation {current} has \
+         replaced; enter a share that was handed out since"
     )]
     Stale {
         /// The share's generation.
@@ -252,24 +254,25 @@ impl ShareSet {
         let tag = |point: &SharePoint| verifier(&verifier_salt, vault_id, generation, point).finish();
         let verifiers: Vec<_> = points.iter().map(|point| Verifier { x: point.x, tag: tag(point) }).collect();
         let shares = u8::try_from(verifiers.len()).expect("no more than 255 shares are ever made");
-        Self { shares, threshold, verifier_salt, verifiers }
+        Self { generation, shares, threshold, verifier_salt, verifiers }
     }
 
-    fn check(&self) -> Result<(), &'static str> {
+    fn check(&self, newest: u32) -> Result<(), &'static str> {
         let numbers_fit = (1..=self.shares).contains(&self.threshold);
         let distinct = self.verifiers.iter().enumerate().all(|(n, verifier)| {
             verifier.x != 0 && self.verifiers[..n].iter().all(|earlier| earlier.x != verifier.x)
         });
         match () {
             () if !numbers_fit => Err("shares and threshold"),
+            () if self.generation > newest => Err("root generation of shares"),
             () if self.verifiers.len() != usize::from(self.shares) || !distinct => Err("verifiers"),
             () => Ok(()),
         }
     }
 
     /// Whether the point is one of this set's shares.
-    fn knows(&self, vault_id: VaultId, generation: u32, point: &SharePoint) -> bool {
-        let mac = verifier(&self.verifier_salt, vault_id, generation, point);
+    fn knows(&self, vault_id: VaultId, point: &SharePoint) -> bool {
+        let mac = verifier(&self.verifier_salt, vault_id, self.generation, point);
         self.verifiers
             .iter()
             .find(|verifier| verifier.x == point.x)
@@ -278,6 +281,7 @@ impl ShareSet {
 
     fn signed_into(&self, mut mac: Mac) -> Mac {
         mac = mac
+            .u32(self.generation)
             .u8(self.shares)
             .u8(self.threshold)
             .field(&self.verifier_salt)
@@ -314,7 +318,7 @@ impl SealEntry {
             () if self.wrap.seal_name != self.name => Err("seal name in a wrap"),
             () if self.wrap.root_generation != generation => Err("root generation in a wrap"),
             () => match &self.access {
-                Access::Shares(set) => set.check(),
+                Access::Shares(set) => set.check(generation),
                 Access::Sealed { kind: SealKind::Shamir, .. } => Err("kind of a seal"),
                 Access::Sealed { kek, .. } if kek.key_id.len() > MAX_NAME_LEN => Err("key of a seal"),
                 Access::Sealed { kek, .. } if kek.blob.len() > MAX_BLOB_LEN => Err("encrypted KEK"),
@@ -374,7 +378,8 @@ impl SealConfig {
                 return Err(malformed("two seals of one name"));
             }
         }
-        config.recovery.as_ref().map_or(Ok(()), ShareSet::check).map_err(malformed)?;
+        let recovery = config.recovery.as_ref().map_or(Ok(()), |set| set.check(config.root_generation));
+        recovery.map_err(malformed)?;
         Ok(config)
     }
 
@@ -413,8 +418,16 @@ impl SealConfig {
     /// # Errors
     /// [`ShareRejection`], which says what to do.
     pub fn check_share(&self, share: &Share) -> Result<(), ShareRejection> {
-        let (_, set) = self.shamir().ok_or(ShareRejection::NoShamirSeal)?;
         let is_recovery = || self.check_recovery_share(share).is_ok();
+        let Some((_, set)) = self.shamir() else {
+            let outdated = |generation: &u32| *generation < self.root_generation && !is_recovery();
+            return Err(match share.origin.as_ref().map(|origin| origin.generation).filter(outdated) {
+                Some(share_generation) => {
+                    ShareRejection::Stale { share_generation, current: self.root_generation }
+                }
+                None => ShareRejection::NoShamirSeal,
+            });
+        };
         self.check_in(set, share).map_err(|rejection| match is_recovery() {
             true => ShareRejection::Recovery { x: share.point.x },
             false => rejection,
@@ -430,7 +443,7 @@ impl SealConfig {
     }
 
     fn check_in(&self, set: &ShareSet, share: &Share) -> Result<(), ShareRejection> {
-        let current = self.root_generation;
+        let current = set.generation;
         if let Some(origin) = share.origin {
             if origin.vault_tag != vault_tag(self.vault_id) {
                 return Err(ShareRejection::Foreign);
@@ -445,7 +458,7 @@ impl SealConfig {
             }
         }
         let x = share.point.x;
-        match set.knows(self.vault_id, current, &share.point) {
+        match set.knows(self.vault_id, &share.point) {
             true => Ok(()),
             false if share.origin.is_some() => Err(ShareRejection::Mistyped { x }),
             false => Err(ShareRejection::Unrecognised { x }),

@@ -1,16 +1,16 @@
 //! From shares to seals that open by themselves, and back: what was the one kind of shares becomes the other.
 //!
 //! Nobody is handed anything new. Unseal shares become recovery shares, and recovery shares, which are of a key of their
-//! own, become unseal shares: the root key is wrapped under that key.
+//! own, become unseal shares: the root key is wrapped under that key. The root key is a new one, for the shares opened
+//! the old one, and there may be copies of its wraps.
 
 use std::sync::Arc;
 
 use super::auto::{AutoSeal, SealFault};
-use super::config::{Access, SealConfig, SealEntry};
-use super::init::SHAMIR_SEAL;
+use super::config::SealConfig;
+use super::rotation::NewRoot;
 use super::shamir::{CombineError, SharePoint, combine};
-use super::wrap::Wrap;
-use crate::secret::{Kek, RootKey, on_wiped_stack};
+use crate::secret::{Kek, on_wiped_stack};
 
 /// The key that recovery shares are shares of.
 ///
@@ -21,7 +21,7 @@ pub fn recovery_kek(points: &[SharePoint]) -> Result<Kek, CombineError> {
 }
 
 impl SealConfig {
-    /// The same vault, opened by `seals`; what were its unseal shares are recovery shares.
+    /// The same vault under a new root key, opened by `seals`; what were its unseal shares are recovery shares.
     ///
     /// # Errors
     /// The fault of the last seal, when none works. One that does is enough.
@@ -29,38 +29,16 @@ impl SealConfig {
         &self,
         seals: &[Arc<dyn AutoSeal>],
         now_ms: u64,
-        root: &RootKey,
-    ) -> Result<Self, SealFault> {
-        let (vault_id, generation) = (self.vault_id, self.root_generation);
-        let mut entries = Vec::new();
-        let mut failed = SealFault::NeedsOperator("no seal is configured".to_owned());
-        for seal in seals {
-            let wrapped = match seal.prepare().await {
-                Ok(()) => SealEntry::wrapped_by(&**seal, vault_id, generation, root).await,
-                Err(fault) => Err(fault),
-            };
-            match wrapped {
-                Ok(entry) => entries.push(entry),
-                Err(fault) => failed = fault,
-            }
-        }
-        if entries.is_empty() {
-            return Err(failed);
-        }
+    ) -> Result<NewRoot, SealFault> {
         let recovery = self.shamir().map(|(_, set)| set.clone());
-        Ok(Self::signed(vault_id, generation, entries, recovery, now_ms, root))
+        self.under_new_root(seals, recovery, now_ms).await
     }
 
-    /// The same vault, opened by what were its recovery shares, of which `kek` is the key; `None` if it has none.
+    /// The same vault under a new root key, opened by what were its recovery shares, of which `kek` is the key; `None`
+    /// if it has none.
     #[must_use]
-    pub fn moved_to_shares(&self, kek: &Kek, now_ms: u64, root: &RootKey) -> Option<Self> {
-        let (vault_id, generation) = (self.vault_id, self.root_generation);
-        let entry = SealEntry {
-            name: SHAMIR_SEAL.to_owned(),
-            access: Access::Shares(self.recovery.clone()?),
-            wrap: Wrap::seal(vault_id, SHAMIR_SEAL, generation, kek, root),
-        };
-        Some(Self::signed(vault_id, generation, vec![entry], None, now_ms, root))
+    pub fn moved_to_shares(&self, kek: &Kek, now_ms: u64) -> Option<NewRoot> {
+        Some(self.under_new_root_of(kek, self.recovery.clone()?, now_ms))
     }
 }
 
@@ -79,23 +57,28 @@ mod tests {
         let seal: Arc<dyn AutoSeal> = Arc::new(FileSeal::new("file", &dir.path().join("key")));
         let made = init(&InitParams { shares: 5, threshold: 3, now_ms: 1 }).unwrap();
         let root = &made.root_key;
-        let there = made.seal_config.moved_to_seals(std::slice::from_ref(&seal), 2, root).await.unwrap();
-        assert!(there.unwrap_root(&points(&made.shares[..3])).is_err());
-        assert!(made.shares.iter().all(|share| there.check_recovery_share(share).is_ok()));
-        let entry = there.unattended().next().unwrap();
-        assert!(there.open_with(&*seal, entry).await.unwrap().ct_eq(root));
+        let there = made.seal_config.moved_to_seals(std::slice::from_ref(&seal), 2).await.unwrap();
+        assert!(!there.root.ct_eq(root) && there.config.verify(root).is_err());
+        let (config, root) = (there.config, there.root);
+        assert!(config.unwrap_root(&points(&made.shares[..3])).is_err());
+        assert!(made.shares.iter().all(|share| config.check_recovery_share(share).is_ok()));
+        let entry = config.unattended().next().unwrap();
+        assert!(config.open_with(&*seal, entry).await.unwrap().ct_eq(&root));
         let kek = recovery_kek(&points(&made.shares[1..4])).unwrap();
-        let back = SealConfig::decode(&there.moved_to_shares(&kek, 3, root).unwrap().encode()).unwrap();
-        assert!(back.unattended().next().is_none() && back.recovery.is_none());
-        assert!(back.unwrap_root(&points(&made.shares[2..])).unwrap().ct_eq(root));
+        let back = config.moved_to_shares(&kek, 3).unwrap();
+        assert!(!back.root.ct_eq(&root));
+        let config = SealConfig::decode(&back.config.encode()).unwrap();
+        assert!(config.unattended().next().is_none() && config.recovery.is_none());
+        assert!(made.shares.iter().all(|share| config.check_share(share).is_ok()));
+        assert!(config.unwrap_root(&points(&made.shares[2..])).unwrap().ct_eq(&back.root));
     }
 
     #[tokio::test]
     async fn without_a_seal_that_works_nothing_moves() {
         let made = init(&InitParams { shares: 1, threshold: 1, now_ms: 1 }).unwrap();
-        assert!(made.seal_config.moved_to_seals(&[], 2, &made.root_key).await.is_err());
+        assert!(made.seal_config.moved_to_seals(&[], 2).await.is_err());
         let gone: Arc<dyn AutoSeal> = Arc::new(FileSeal::new("gone", std::path::Path::new("/no/such/key")));
-        assert!(made.seal_config.moved_to_seals(&[gone], 2, &made.root_key).await.is_err());
-        assert!(made.seal_config.moved_to_shares(&Kek::random(), 2, &made.root_key).is_none());
+        assert!(made.seal_config.moved_to_seals(&[gone], 2).await.is_err());
+        assert!(made.seal_config.moved_to_shares(&Kek::random(), 2).is_none());
     }
 }

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | share | `1`, generation `[4]`, vault tag `[6]`, x `[1]`, y `[32]`, checksum `[4]` |
 //! | bare share | x `[1]`, y `[32]` |
-//! | seal configuration | `2`, then bincode (fixed-length integers) of [`SealConfig`] |
+//! | seal configuration | `3`, then bincode (fixed-length integers) of [`SealConfig`] |
 #![cfg_attr(test, allow(clippy::unwrap_used))] // in a test, a panic is the report
 
 mod auto;
@@ -21,6 +21,7 @@ mod gf256;
 mod init;
 mod migration;
 mod pkcs11;
+mod rotation;
 mod shamir;
 mod share;
 mod unattended;
@@ -35,6 +36,7 @@ pub use file::FileSeal;
 pub use init::{BREAK_GLASS_SEAL, InitError, InitOutput, InitParams, SHAMIR_SEAL, init, reseal};
 pub use migration::recovery_kek;
 pub use pkcs11::{HELPER_ROLE, KeyFacts, Pkcs11Seal, TokenFacts, own_program, serve_helper};
+pub use rotation::NewRoot;
 pub use shamir::{CombineError, SharePoint, SplitError, combine, split};
 pub use share::{Share, ShareOrigin, ShareTextError, vault_tag};
 pub use unattended::{UnattendedError, UnattendedInit, UnattendedInitError, exercise, init_unattended};

@@ -67,6 +67,24 @@ impl SealConfig {
         self.verify(&root)?;
         Ok(root)
     }
+
+    /// The same vault, which break-glass shares open as well, and these. One that had any loses them.
+    ///
+    /// # Errors
+    /// [`InitError`] when shares and threshold do not fit.
+    pub fn with_break_glass(
+        &self,
+        params: &InitParams,
+        root: &RootKey,
+    ) -> Result<(Self, Vec<Share>), InitError> {
+        let (vault_id, generation) = (self.vault_id, self.root_generation);
+        let (entry, shares) = shared(BREAK_GLASS_SEAL, vault_id, generation, root, params)?;
+        let mut seals = self.seals.clone();
+        seals.retain(|other| other.name != entry.name);
+        seals.push(entry);
+        let config = Self::signed(vault_id, generation, seals, self.recovery.clone(), params.now_ms, root);
+        Ok((config, shares))
+    }
 }
 
 /// What an encrypted KEK belongs to: the fields of its wrap.
@@ -80,7 +98,7 @@ fn fields(vault_id: VaultId, wrap: &Wrap) -> Vec<u8> {
 }
 
 /// Random bytes of every seal that has a generator. One that fails gives none: the operating system's are enough alone.
-async fn entropy_of(seals: &[&dyn AutoSeal]) -> Vec<SecretBytes> {
+pub(super) async fn entropy_of(seals: &[&dyn AutoSeal]) -> Vec<SecretBytes> {
     let mut entropy = Vec::new();
     for seal in seals {
         match seal.random(32).await {
@@ -92,7 +110,7 @@ async fn entropy_of(seals: &[&dyn AutoSeal]) -> Vec<SecretBytes> {
 }
 
 /// Fills a key from the operating system's generator and what seals gave besides (HKDF-SHA256, RFC 5869).
-fn mixed(key: &mut [u8; 32], entropy: &[SecretBytes]) {
+pub(super) fn mixed(key: &mut [u8; 32], entropy: &[SecretBytes]) {
     fill_random(key);
     on_wiped_stack(|| {
         for bytes in entropy {
@@ -115,6 +133,27 @@ pub async fn exercise(seal: &dyn AutoSeal) -> Result<SealedKek, SealFault> {
         true => Ok(sealed),
         false => Err(SealFault::Unavailable("what it encrypts comes out as something else".to_owned())),
     }
+}
+
+/// The entries of the seals that wrap `root`, after each was prepared, and those that do not, with the reason.
+pub(super) async fn wrapped_by_all(
+    seals: &[Arc<dyn AutoSeal>],
+    vault_id: VaultId,
+    root_generation: u32,
+    root: &RootKey,
+) -> (Vec<SealEntry>, Vec<(String, SealFault)>) {
+    let (mut entries, mut missing) = (Vec::new(), Vec::new());
+    for seal in seals {
+        let wrapped = match seal.prepare().await {
+            Ok(()) => SealEntry::wrapped_by(&**seal, vault_id, root_generation, root).await,
+            Err(fault) => Err(fault),
+        };
+        match wrapped {
+            Ok(entry) => entries.push(entry),
+            Err(fault) => missing.push((seal.name().to_owned(), fault)),
+        }
+    }
+    (entries, missing)
 }
 
 /// A vault whose root key seals keep, and what became of those that could not.
@@ -157,17 +196,7 @@ pub async fn init_unattended(
     let all: Vec<&dyn AutoSeal> = seals.iter().map(|seal| &**seal).collect();
     let entropy = entropy_of(&all).await;
     let root_key = RootKey::filled(|key| mixed(key, &entropy));
-    let (mut entries, mut missing) = (Vec::new(), Vec::new());
-    for seal in seals {
-        let wrapped = match seal.prepare().await {
-            Ok(()) => SealEntry::wrapped_by(&**seal, vault_id, generation, &root_key).await,
-            Err(fault) => Err(fault),
-        };
-        match wrapped {
-            Ok(entry) => entries.push(entry),
-            Err(fault) => missing.push((seal.name().to_owned(), fault)),
-        }
-    }
+    let (mut entries, missing) = wrapped_by_all(seals, vault_id, generation, &root_key).await;
     if entries.is_empty() {
         let faults = missing.iter().map(|(name, fault)| format!("{name}: {fault}"));
         return Err(UnattendedInitError::NoSeal(faults.collect::<Vec<_>>().join("; ")));

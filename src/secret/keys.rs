@@ -97,6 +97,10 @@ key! {
     LogKey, 32
 }
 key! {
+    /// What keys come from that outlive the root key (see `barrier::derive_lasting`).
+    LastingKey, 32
+}
+key! {
     /// The secret part of one Shamir share: the values of 32 polynomials at the share's `x`.
     ShareBytes, 32
 }

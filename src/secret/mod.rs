@@ -18,7 +18,7 @@ mod text;
 use std::cell::RefCell;
 
 pub use bytes::SecretBytes;
-pub use keys::{BarrierKey, DerivedKey, Kek, LogKey, PathKey, RootKey, ShareBytes};
+pub use keys::{BarrierKey, DerivedKey, Kek, LastingKey, LogKey, PathKey, RootKey, ShareBytes};
 pub use lock::{Locked, can_lock, disable_core_dumps, mlock_failures, set_mlock};
 pub use stack::on_wiped_stack;
 pub use text::SecretString;

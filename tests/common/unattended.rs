@@ -1,14 +1,43 @@
-//! Nodes whose seals open them.
-#![allow(dead_code)] // each test uses some of it
+//! Clusters that open by themselves, with keys in files.
 
-use std::time::Duration;
+#![allow(dead_code)] // no test uses all of it
+
+use std::{path::PathBuf, time::Duration};
 
 use keystead_chaos::{Builder, Cluster, Node, Result, wait};
 use serde_json::{Value, json};
 
-/// How long a cluster may take to do what is waited for.
+/// How long anything may take that ought to happen by itself.
 pub const SOON: Duration = Duration::from_secs(30);
 
+/// A directory with the key files, and the stanzas that name them.
+pub struct Keys(pub tempfile::TempDir);
+
+impl Keys {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    /// Where the key of a seal is.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name.replace('.', "/"))
+    }
+
+    /// The stanzas of the seals of these names, in the order of their priority.
+    pub fn stanzas(&self, names: &[&str]) -> Vec<String> {
+        let stanza = |(at, name): (usize, &&str)| {
+            let path = self.path(name).display().to_string();
+            format!(
+                "seal \"file\" {{\n  name     = \"{name}\"\n  priority = {}\n  path     = \"{path}\"\n}}",
+                at + 1
+            )
+        };
+        names.iter().enumerate().map(stanza).collect()
+    }
+}
+
+/// A cluster with these stanzas on every node.
 pub fn with(builder: Builder, stanzas: Vec<String>) -> Builder {
     builder.configure(move |_, config| config.lines.extend(stanzas.iter().cloned()))
 }
@@ -25,6 +54,7 @@ pub async fn init(cluster: &Cluster) -> Vec<String> {
     shares.map(|share| share.as_str().unwrap().to_owned()).collect()
 }
 
+/// Waits until a node says of its seals what is asked for, and gives that.
 pub async fn status(node: &Node, what: &str, good: impl Fn(&Value) -> bool) -> Value {
     let look = || async {
         node.alive()?;
@@ -38,14 +68,17 @@ pub async fn status(node: &Node, what: &str, good: impl Fn(&Value) -> bool) -> V
     wait::until(&format!("{} {what}", node.name()), SOON, look).await.unwrap()
 }
 
+/// Waits until a node is open.
 pub async fn open(node: &Node) -> Value {
     status(node, "to be open", |status| status["sealed"] == false).await
 }
 
+/// Whether a node warns of something.
 pub fn warns(status: &Value, of: &str) -> bool {
     status["warnings"].as_array().into_iter().flatten().any(|line| line.as_str().unwrap().contains(of))
 }
 
+/// Starts every node.
 pub async fn start_all(cluster: &Cluster) {
     for node in cluster.nodes() {
         node.start().await.unwrap();
@@ -64,6 +97,7 @@ pub async fn restart_with(cluster: &Cluster, stanzas: &[String]) {
     start_all(cluster).await;
 }
 
+/// Enters shares at a node, and gives the answer to the last one.
 pub async fn type_in(node: &Node, shares: &[String], migrate: bool) -> keystead_chaos::Response {
     let mut last = None;
     for share in shares {

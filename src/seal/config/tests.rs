@@ -54,9 +54,9 @@ fn formats_are_the_written_ones() {
         hex::encode(config.shamir().unwrap().1.verifiers[0].tag),
         "1f4d57d658c0e28646b637c76c3ed8b8f6e1ec1d1d0d43caae700ae3a93c7c12"
     );
-    assert_eq!(hex::encode(config.mac), "fdde4f5ed9d821eecf67f8318a36fac9ed4fd6db0d90498ef89910f7b5a7bbfd");
+    assert_eq!(hex::encode(config.mac), "d21a8a5b767cf18e73eb2f65d37f0b0546a51a7ce999aab7d0a84b46c460d270");
     let expected = [
-        "02",
+        "03",
         &"07".repeat(16),
         "00000004",
         &hex::encode(config.root_commitment),
@@ -64,6 +64,7 @@ fn formats_are_the_written_ones() {
         "0000000000000006",
         &hex::encode("shamir"),
         "00000000", // shares, as the codec numbers it
+        "00000004",
         "0101",
         &"06".repeat(32),
         "0000000000000001",
@@ -114,8 +115,9 @@ fn no_changed_or_missing_byte_passes() {
 #[test]
 fn every_field_is_under_the_mac() {
     let (config, root) = fixed();
-    let seal_changes: [fn(&mut SealEntry); 12] = [
+    let seal_changes: [fn(&mut SealEntry); 13] = [
         |seal| seal.name.push('x'),
+        |seal| set(seal).generation -= 1,
         |seal| set(seal).shares += 1,
         |seal| set(seal).threshold += 1,
         |seal| set(seal).verifier_salt[0] ^= 1,
@@ -201,6 +203,7 @@ fn what_cannot_have_been_written_is_malformed() {
     assert_eq!(what(|config| set(&mut config.seals[0]).threshold = 2), "shares and threshold");
     assert_eq!(what(|config| set(&mut config.seals[0]).threshold = 0), "shares and threshold");
     assert_eq!(what(|config| set(&mut config.seals[0]).shares = 2), "verifiers");
+    assert_eq!(what(|config| set(&mut config.seals[0]).generation = 5), "root generation of shares");
     assert_eq!(what(|config| set(&mut config.seals[0]).verifiers[0].x = 0), "verifiers");
     assert_eq!(what(|config| config.seals[0].wrap.seal_name.clear()), "seal name in a wrap");
     assert_eq!(what(|config| config.seals[0].wrap.root_generation = 5), "root generation in a wrap");
@@ -220,10 +223,10 @@ fn what_cannot_have_been_written_is_malformed() {
     recovery.recovery.as_mut().unwrap().threshold = 2;
     assert_eq!(SealConfig::decode(&recovery.encode()), malformed("shares and threshold"));
     let mut newer = config.encode();
-    newer[0] = 3;
-    assert_eq!(SealConfig::decode(&newer), Err(SealConfigError::UnknownVersion { version: 3 }));
+    newer[0] = VERSION + 1;
+    assert_eq!(SealConfig::decode(&newer), Err(SealConfigError::UnknownVersion { version: VERSION + 1 }));
     assert!(SealConfig::decode(&[]).is_err());
-    assert!(SealConfig::decode(&[&[2][..], &[0xFF; 4000]].concat()).is_err());
+    assert!(SealConfig::decode(&[&[VERSION][..], &[0xFF; 4000]].concat()).is_err());
 }
 
 #[test]
