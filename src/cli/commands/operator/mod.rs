@@ -1,5 +1,6 @@
 //! `operator`: what the people who run a cluster do.
 
+mod break_glass;
 mod diagnose;
 mod init;
 mod key_status;
@@ -8,6 +9,9 @@ mod raft;
 mod rebuild;
 mod seal;
 mod unseal;
+
+use serde_json::Value;
+use zeroize::Zeroizing;
 
 use crate::cli::Command;
 use crate::cli::flags::{Flag, Kind};
@@ -47,6 +51,43 @@ pub const COMMANDS: &[Command] = &[
         synopsis: "Seals a node",
         about: "Seals the node at the address: it forgets its keys and serves nothing until it is unsealed again.",
         run: Some(seal::run),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator break-glass",
+        synopsis: "Works with the shares for the day on which no seal works",
+        about: "Break-glass shares open a cluster whose seals are all gone. They are made, and done away with, by who has\n\
+                a token and a threshold of the recovery keys.",
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator break-glass status",
+        synopsis: "Shows whether there are break-glass shares",
+        about: "Shows whether there are break-glass shares, how many, and of which generation of the root key.",
+        run: Some(break_glass::status),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator break-glass enable",
+        synopsis: "Makes break-glass shares",
+        arguments: "[options] [KEY]",
+        about: "Makes shares that open the cluster when none of its seals does. It is begun with -init, which prints a\n\
+                nonce; then each holder of a recovery key enters it, as KEY with -nonce, or typed unseen without KEY.\n\
+                The last one is shown the new shares, once.\n\n    \
+                $ {program} operator break-glass enable -init -break-glass-shares=5 -break-glass-threshold=3\n    \
+                $ {program} operator break-glass enable",
+        flags: break_glass::ENABLE_FLAGS,
+        run: Some(break_glass::enable),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator break-glass disable",
+        synopsis: "Does away with the break-glass shares",
+        arguments: "[options] [KEY]",
+        about: "Destroys the break-glass shares and replaces the root key that they opened, so that old copies of what\n\
+                led to it open nothing new. It is begun with -init and agreed to with recovery keys, as enable is.",
+        flags: break_glass::DISABLE_FLAGS,
+        run: Some(break_glass::disable),
         ..Command::DEFAULT
     },
     Command {
@@ -121,3 +162,14 @@ pub const COMMANDS: &[Command] = &[
         ..Command::DEFAULT
     },
 ];
+
+/// Wipes the copy of the share in a request's body.
+fn wipe(body: Value) {
+    if let Value::Object(fields) = body {
+        for (_, value) in fields {
+            if let Value::String(text) = value {
+                drop(Zeroizing::new(text));
+            }
+        }
+    }
+}

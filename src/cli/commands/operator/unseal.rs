@@ -1,9 +1,10 @@
 //! `operator unseal`.
 
-use serde_json::{Value, json};
+use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::super::status::SealStatus;
+use super::wipe;
 use crate::cli::ui::wrap;
 use crate::cli::{Invocation, Outcome};
 
@@ -45,15 +46,4 @@ fn key(invocation: &mut Invocation<'_, '_>) -> Result<Zeroizing<String>, i32> {
                     to the unseal command. The raw error was:";
         invocation.fail(&format!("{}\n\n{error}", wrap(text, 0)))
     })
-}
-
-/// Wipes the copy of the share in a request's body.
-fn wipe(body: Value) {
-    if let Value::Object(fields) = body {
-        for (_, value) in fields {
-            if let Value::String(text) = value {
-                drop(Zeroizing::new(text));
-            }
-        }
-    }
 }
