@@ -2,7 +2,9 @@
  *
  * FORWARD_MODULE is the other module, FORWARD_CONTROL the file, read at each call; FORWARD_LOG gets a line for each
  * call of C_Login. A line of the control file is a function's name and one of: hang, hanglock (while every other call
- * waits, too), delay MILLISECONDS, err CODE, crash; and for C_GetTokenInfo, flags BITS to be set in its answer. */
+ * waits, too), delay MILLISECONDS, err CODE, crash; for C_GetTokenInfo, flags BITS to be set in its answer; and for
+ * C_EncryptInit with AES-GCM, iv and what the token does with the IV: overwrite (it draws its own whatever it is given),
+ * draw (it draws its own, and takes zeros only), zeros (it takes zeros only, and draws none that it shows). */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
@@ -30,6 +32,18 @@ static const char *names[FUNCTIONS] = {
     "C_EncryptUpdate", "C_EncryptFinal", "C_DecryptInit", "C_Decrypt", [58] = "C_GenerateKey",
 };
 
+/* CKR_MECHANISM_PARAM_INVALID for an IV that the token does not take. */
+static unsigned long own_iv(const char *how, long mechanism) {
+    static unsigned char drawn;
+    long *fields = (long *)mechanism;
+    if (fields[0] != 0x1087) return 0;
+    unsigned char *iv = *(unsigned char **)fields[1];
+    for (int at = 0; strcmp(how, "overwrite") && at < 12; at++)
+        if (iv[at]) return 0x71;
+    if (strcmp(how, "zeros")) memset(iv, ++drawn, 12);
+    return 0;
+}
+
 static void hang(void) { for (;;) pause(); }
 
 static unsigned long call(int index, ARGS) {
@@ -50,6 +64,12 @@ static unsigned long call(int index, ARGS) {
         if (!strcmp(action, "delay")) usleep(1000 * strtoul(argument, 0, 0));
         if (!strcmp(action, "crash")) raise(SIGSEGV);
         if (!strcmp(action, "flags")) flags = strtoul(argument, 0, 0);
+        unsigned long refused = strcmp(action, "iv") ? 0 : own_iv(argument, b);
+        if (refused) {
+            fclose(control);
+            pthread_mutex_unlock(&lock);
+            return refused;
+        }
         if (!strcmp(action, "err")) {
             fclose(control);
             pthread_mutex_unlock(&lock);

@@ -84,6 +84,26 @@ async fn every_mechanism_opens_what_it_wrapped_after_a_restart_and_nothing_that_
 }
 
 #[tokio::test]
+async fn a_token_that_draws_its_own_iv_opens_what_it_wrapped_and_a_fixed_iv_is_refused() {
+    let Some(stage) = Stage::new().map(Stage::forwarded) else { return };
+    let seal = stage.seal_by(WrapMechanism::AesGcm);
+    seal.prepare().await.unwrap();
+    let kek = Kek::random();
+    let mut blobs = Vec::new();
+    for how in ["overwrite", "overwrite", "draw", "draw"] {
+        stage.order(&format!("C_EncryptInit iv {how}\n"));
+        let sealed = seal.encrypt(&kek, b"aad").await.unwrap();
+        stage.order("");
+        assert!(opens(&seal, &sealed, &kek).await, "{how}");
+        assert!(!blobs.contains(&sealed.blob), "{how}: the same IV twice");
+        blobs.push(sealed.blob);
+    }
+    stage.order("C_EncryptInit iv zeros\n");
+    let refused = seal.encrypt(&kek, b"aad").await.expect_err("a fixed IV");
+    assert!(needs_operator(&refused).contains("CKM_AES_KEY_WRAP_PAD"), "{refused}");
+}
+
+#[tokio::test]
 async fn a_wrap_made_with_the_public_key_alone_is_refused() {
     let Some(stage) = Stage::new() else { return };
     let seal = stage.seal_by(WrapMechanism::RsaPkcsOaep);

@@ -20,6 +20,8 @@ use crate::config::{OaepHash, WrapMechanism};
 use crate::secret::{Kek, fill_random, random_array};
 
 const HASH_LEN: usize = 32;
+const IV_LEN: usize = 12;
+const TAG_LEN: usize = 16;
 
 /// A token whose module is loaded; with a session once somebody logged in.
 pub(super) struct Token {
@@ -218,12 +220,8 @@ impl Token {
         };
         match key.mechanism {
             WrapMechanism::AesGcm => {
-                let mut iv = [0; 12];
-                fill_random(&mut iv);
                 let bound = blob.bound(aad);
-                blob.ciphertext =
-                    gcm(&mut iv, &bound, |mechanism| session.encrypt(mechanism, key.encrypts, &kek.0))?;
-                blob.iv = iv.to_vec();
+                (blob.iv, blob.ciphertext) = gcm_encrypt(session, key.encrypts, &kek.0, &bound)?;
             }
             WrapMechanism::AesKeyWrapPad => {
                 let bound = blob.bound_hash(aad);
@@ -351,10 +349,43 @@ fn gcm(
     iv: &mut [u8],
     aad: &[u8],
     call: impl FnOnce(&Mechanism<'_>) -> Result<Vec<u8>, Error>,
-) -> Result<Vec<u8>, Failure> {
+) -> Result<Vec<u8>, Error> {
     let tag_bits = 128_u64.into();
     let params = GcmParams::new(iv, aad, tag_bits)?;
-    Ok(call(&Mechanism::AesGcm(params))?)
+    call(&Mechanism::AesGcm(params))
+}
+
+/// The IV as the token left it, and the ciphertext with its tag.
+///
+/// A token that draws the IV itself either puts its own over ours, or takes nothing but zeros in that place.
+fn gcm_encrypt(
+    session: &Session,
+    key: ObjectHandle,
+    text: &[u8],
+    aad: &[u8],
+) -> Result<(Vec<u8>, Vec<u8>), Failure> {
+    let mut iv = [0; IV_LEN];
+    fill_random(&mut iv);
+    let mut outcome = gcm(&mut iv, aad, |mechanism| session.encrypt(mechanism, key, text));
+    if outcome.as_ref().is_err_and(is_about_parameters) {
+        iv = [0; IV_LEN];
+        outcome = gcm(&mut iv, aad, |mechanism| session.encrypt(mechanism, key, text));
+        // What was encrypted under a fixed IV goes no further.
+        if outcome.is_ok() && iv == [0; IV_LEN] {
+            return Err(unknown_iv("takes no IV for AES-GCM, and shows none of its own"));
+        }
+    }
+    let ciphertext = outcome?;
+    if ciphertext.len() != text.len() + TAG_LEN {
+        return Err(unknown_iv("puts something of its own into the output of AES-GCM"));
+    }
+    Ok((iv.to_vec(), ciphertext))
+}
+
+fn unknown_iv(what: &str) -> Failure {
+    Failure::NeedsOperator(format!(
+        "the token {what}; use mechanism = \"CKM_AES_KEY_WRAP_PAD\" or \"CKM_RSA_PKCS_OAEP\" with a key for it"
+    ))
 }
 
 fn oaep_params(hash: OaepHash) -> PkcsOaepParams<'static> {
