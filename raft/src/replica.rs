@@ -317,11 +317,9 @@ impl Replica {
     pub async fn hand_over(&self, body: &[u8], timeout: Duration) -> Vec<String> {
         let shared = &self.shared;
         let directory = shared.directory.current();
-        let fits = |id: u64| {
-            id != shared.myself.incarnation
-                && shared.peers.heard_within(id, shared.lease * 2)
-                && shared.peers.status(id).is_some_and(|peer| !peer.standing.sealed)
-        };
+        // What a member said last of its seal may be a heartbeat old; one that is sealed refuses the channel.
+        let fits =
+            |id: u64| id != shared.myself.incarnation && shared.peers.heard_within(id, shared.lease * 2);
         let calls = directory.members.iter().filter(|member| fits(member.incarnation)).map(|member| async move {
             let call =
                 shared.pool.call(member.incarnation, Channel::Open, Method::HandOver, body, timeout);

@@ -219,7 +219,13 @@ impl Operation {
         let share = Share::parse(key.expose()).map_err(|e| ApiError::invalid(shares::text_error(&e)))?;
         config.check_recovery_share(&share).map_err(|rejection| {
             metrics::counter!("keystead_seal_shares_refused").increment(1);
-            ApiError::invalid(format!("this takes recovery shares: {rejection}"))
+            ApiError::invalid(match config.check_share(&share) {
+                Ok(()) => {
+                    "this is a break-glass share, and it is for the holders of recovery shares to agree"
+                        .to_owned()
+                }
+                Err(_) => format!("this takes recovery shares: {rejection}"),
+            })
         })?;
         if self.given.contains(&share.point.x) {
             return Err(ApiError::invalid("given key has already been provided during this operation"));

@@ -17,10 +17,9 @@ use std::path::PathBuf;
 
 use stage::Stage;
 
-fn play(name: &str) {
+fn play(name: &str, stage: &Stage) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/cli").join(format!("{name}.txt"));
     let expected = std::fs::read_to_string(&path).unwrap();
-    let stage = Stage::set();
     let mut actual = String::new();
     for line in expected.lines() {
         if let Some(command) = line.strip_prefix("$ ") {
@@ -56,9 +55,14 @@ macro_rules! transcripts {
     ($($name:ident)*) => { $(
         #[test]
         fn $name() {
-            play(stringify!($name));
+            play(stringify!($name), &Stage::set());
         }
     )* };
+}
+
+#[test]
+fn break_glass() {
+    play("break_glass", &Stage::set_with_seal());
 }
 
 transcripts! {

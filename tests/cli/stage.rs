@@ -22,8 +22,41 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Starts the server and waits until it serves.
+    /// Starts a development server and waits until it serves.
     pub fn set() -> Stage {
+        let mut stage = Stage::start(|_, address| {
+            let listen = format!("-dev-listen-address={address}");
+            let flags =
+                ["-dev", "-dev-root-token-id=root", "-dev-no-store-token", "-log-level=warn", &listen];
+            flags.map(str::to_owned).to_vec()
+        });
+        stage.unseal_key = stage.wait_for_unseal_key();
+        stage
+    }
+
+    /// Starts a server that a seal will open, and waits until it can be initialised.
+    pub fn set_with_seal() -> Stage {
+        let stage = Stage::start(|directory, address| {
+            let (ip, port, dir) = (address.ip(), address.port(), directory.display());
+            let config = format!(
+                "storage \"raft\" {{\n  path = \"{dir}/data\"\n  node_id = \"n1\"\n}}\nlistener \"tcp\" {{\n  address =                  \"{address}\"\n  cluster_address = \"{ip}:{}\"\n  tls_disable = true\n}}\nseal \"file\" {{\n  name =                  \"east\"\n  path = \"{dir}/key\"\n}}\napi_addr = \"http://{address}\"\ncluster_addr =                  \"https://{ip}:{}\"\ndisable_mlock = true\n",
+                port + 1,
+                port + 1
+            );
+            let file = directory.join("config.hcl");
+            std::fs::create_dir(directory.join("data")).unwrap();
+            std::fs::write(&file, config).unwrap();
+            vec![format!("-config={}", file.display())]
+        });
+        let deadline = Instant::now() + START;
+        while std::net::TcpStream::connect(stage.address).is_err() {
+            assert!(Instant::now() < deadline, "the server did not come up");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        stage
+    }
+
+    fn start(flags: impl FnOnce(&Path, SocketAddr) -> Vec<String>) -> Stage {
         let directory = tempfile::tempdir().unwrap();
         let bin = directory.path().join("bin");
         std::fs::create_dir(&bin).unwrap();
@@ -33,8 +66,8 @@ impl Stage {
         let address = keystead_chaos::ports::free_row(1, 2).unwrap();
         let log = directory.path().join("server.log");
         let server = Command::new(BINARY)
-            .args(["server", "-dev", "-dev-root-token-id=root", "-dev-no-store-token", "-log-level=warn"])
-            .arg(format!("-dev-listen-address={address}"))
+            .arg("server")
+            .args(flags(directory.path(), address))
             .env_clear()
             .env("HOME", directory.path())
             // What a killed server leaves behind goes with the stage.
@@ -45,16 +78,15 @@ impl Stage {
             .spawn()
             .unwrap();
         let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
-        let mut stage = Stage { directory, server, address, unseal_key: String::new(), path };
-        stage.unseal_key = stage.wait_for_unseal_key(&log);
-        stage
+        Stage { directory, server, address, unseal_key: String::new(), path }
     }
 
     /// The server prints its key when it is ready.
-    fn wait_for_unseal_key(&mut self, log: &Path) -> String {
+    fn wait_for_unseal_key(&mut self) -> String {
+        let log = self.directory.path().join("server.log");
         let deadline = Instant::now() + START;
         loop {
-            let printed = std::fs::read_to_string(log).unwrap();
+            let printed = std::fs::read_to_string(&log).unwrap();
             let key = printed.lines().find_map(|line| line.strip_prefix("Unseal Key: "));
             let complete = printed.contains("Root Token: ");
             if let Some(key) = key.filter(|_| complete) {
@@ -78,8 +110,7 @@ impl Stage {
             .env("PATH", &self.path)
             .env("HOME", self.directory.path())
             .env("VAULT_ADDR", format!("http://{}", self.address))
-            .env("VAULT_TOKEN", "root")
-            .env("UNSEAL_KEY", &self.unseal_key)
+            .envs(self.keys().into_iter().flatten())
             .env("DIR", self.directory.path())
             .stdin(Stdio::null())
             .output()
@@ -88,9 +119,10 @@ impl Stage {
             (self.directory.path().display().to_string(), "<dir>"),
             (self.address.to_string(), "<server>"),
             (SocketAddr::new(self.address.ip(), self.address.port() + 1).to_string(), "<cluster>"),
-            (self.unseal_key.clone(), "<unseal key>"),
             (env!("CARGO_PKG_VERSION").to_owned(), "<version>"),
         ];
+        let names = names.into_iter().chain(self.keys().map(|_| (self.unseal_key.clone(), "<unseal key>")));
+        let names: Vec<_> = names.collect();
         let text = |bytes: Vec<u8>| settled(&String::from_utf8(bytes).unwrap(), &names);
         let mut shown = text(output.stdout);
         if !shown.is_empty() && !shown.ends_with('\n') {
@@ -105,6 +137,14 @@ impl Stage {
             None => shown.push_str("? killed\n"),
         }
         shown
+    }
+}
+
+impl Stage {
+    /// What the commands know of a server that was initialised for them: its unseal key, and the root token.
+    fn keys(&self) -> Option<[(&'static str, &str); 2]> {
+        let known = !self.unseal_key.is_empty();
+        known.then_some([("VAULT_TOKEN", "root"), ("UNSEAL_KEY", self.unseal_key.as_str())])
     }
 }
 

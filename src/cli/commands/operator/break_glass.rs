@@ -102,7 +102,10 @@ fn change(invocation: &mut Invocation<'_, '_>, change: &'static str) -> Outcome 
         return Ok(print_progress(invocation, &progress));
     }
     if progress.get("started").and_then(Value::as_bool) != Some(true) {
-        let text = format!("No break-glass operation is in progress: begin one with -init ({change})");
+        let program = invocation.program.command();
+        let text = format!(
+            "No break-glass operation is in progress: begin one with \"{program} operator break-glass {change} -init\""
+        );
         return Err(invocation.fail(&text));
     }
     update(invocation, &session, change, &progress)
