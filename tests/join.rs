@@ -74,6 +74,35 @@ async fn a_node_that_is_down_or_silent_does_not_keep_a_vault_from_being_made() {
 }
 
 #[tokio::test]
+async fn an_init_that_failed_leaves_the_others_free_to_be_initialised() {
+    let seal = "seal \"file\" {\n  path = \"/nonexistent/key\"\n}";
+    let cluster =
+        three().configure(move |at, config| config.lines.extend((at == 0).then(|| seal.to_owned())));
+    let mut cluster = Box::pin(cluster.start()).await.unwrap();
+    let body = json!({ "recovery_shares": 1, "recovery_threshold": 1 });
+    let failed = cluster.at(0).call("PUT", "sys/init", Some(&body)).await.unwrap();
+    assert_eq!(failed.status, 500, "{}", failed.text());
+    assert!(failed.errors().contains("/nonexistent/key"), "{}", failed.text());
+    // Its claim is withdrawn in the background; until then the other is told who holds it.
+    wait::until("the claim to be withdrawn", at_most(Duration::from_secs(5)), || async {
+        let body = json!({ "step": "commit", "claim": "ffffffffffffffff", "server_id": "probe" });
+        let answer = cluster.at(1).call("PUT", "sys/storage/raft/bootstrap/claim", Some(&body)).await;
+        let answer = answer.map_err(|error| error.to_string())?.json();
+        if answer["granted"] == true { Ok(()) } else { Err(answer.to_string()) }
+    })
+    .await
+    .unwrap();
+    // A claim that goes after all others gives way to none that committed before it.
+    let shares = json!({ "secret_shares": 1, "secret_threshold": 1 });
+    let held = cluster.at(1).call("PUT", "sys/init", Some(&shares)).await.unwrap();
+    assert_eq!(held.status, 400);
+    assert!(held.errors().contains("the node probe initialises it at this moment"), "{}", held.text());
+    let body = json!({ "step": "withdraw", "claim": "ffffffffffffffff", "server_id": "probe" });
+    cluster.at(1).call("PUT", "sys/storage/raft/bootstrap/claim", Some(&body)).await.unwrap().ok().unwrap();
+    cluster.init(1).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_share_of_another_vault_is_refused_by_name_and_joins_nothing() {
     let cluster = ready().await;
     let mut foreign = Box::pin(one().named("f").start()).await.unwrap();

@@ -25,7 +25,7 @@ const LEASE: Duration = Duration::from_secs(30);
 /// Claims that are known at a time, at most.
 const MAX_CLAIMS: usize = 64;
 /// How long one node may take to answer.
-const ANSWER: Duration = Duration::from_secs(1);
+const ANSWER: Duration = Duration::from_secs(2);
 /// How long to ask again while a claim that comes later holds a node.
 const CONTEND: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);

@@ -116,3 +116,41 @@ fn remedy(state: &str) -> &'static str {
         _ => "look at the leader's log",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrap(state: &str, key: &str) -> Wrap {
+        let text = |text: &str| text.to_owned();
+        Wrap {
+            seal: text("zone-a"),
+            state: text(state),
+            root_generation: 3,
+            wrap_id: text("586a7b2e77"),
+            wrapped_by: text("keystead:01"),
+            key: text(key),
+            why: String::new(),
+        }
+    }
+
+    #[test]
+    fn two_tokens_of_one_name_are_found_out() {
+        let mut same = wrap("agrees", "keystead:01");
+        same.beside("keystead:01");
+        assert!(same.is_settled());
+        let mut other = wrap("agrees", "keystead:01");
+        other.beside("keystead:09");
+        assert!(!other.is_settled());
+        let shown = table(&[same, other]);
+        assert!(shown.contains("zone-a    differs    3                  586a7b2e    keystead:01"), "{shown}");
+        assert!(shown.contains("and the one here keystead:09; the nodes use different tokens"), "{shown}");
+    }
+
+    #[test]
+    fn what_is_missing_has_no_generation_and_a_remedy() {
+        let shown = table(&[Wrap { wrapped_by: String::new(), ..wrap("missing", "") }]);
+        assert!(shown.contains("zone-a    missing    -                  -          -"), "{shown}");
+        assert!(shown.contains("zone-a: this seal cannot open the vault"), "{shown}");
+    }
+}
