@@ -199,9 +199,9 @@ pub struct InitRequest {
     pub secret_shares: u64,
     /// How many of them open the vault.
     pub secret_threshold: u64,
-    /// Public keys to encrypt the shares for; not built yet, so the node refuses any.
+    /// OpenPGP keys to encrypt the shares for, one each, in base64; none for shares as they are.
     pub pgp_keys: Vec<String>,
-    /// Public key to encrypt the root token for; not built yet.
+    /// OpenPGP key to encrypt the root token for; empty for the token as it is.
     pub root_token_pgp_key: String,
     /// Recovery shares, for seals that open by themselves.
     pub recovery_shares: u64,
@@ -211,15 +211,17 @@ pub struct InitRequest {
     pub break_glass_shares: u64,
     /// How many of them open it.
     pub break_glass_threshold: u64,
-    /// Public keys to encrypt the recovery shares for; not built yet.
+    /// OpenPGP keys to encrypt the recovery shares for.
     pub recovery_pgp_keys: Vec<String>,
+    /// OpenPGP keys to encrypt the break-glass shares for.
+    pub break_glass_pgp_keys: Vec<String>,
 }
 
 /// What init hands out, once.
 pub struct InitResponse {
     /// The shares are recovery shares.
     pub recovery: bool,
-    /// The shares in hexadecimal.
+    /// The shares in hexadecimal; of shares that are encrypted, the messages.
     pub keys_hex: Vec<SecretString>,
     /// The same shares in base64.
     pub keys_base64: Vec<SecretString>,
@@ -227,7 +229,7 @@ pub struct InitResponse {
     pub break_glass_hex: Vec<SecretString>,
     /// The same in base64.
     pub break_glass_base64: Vec<SecretString>,
-    /// The first token.
+    /// The first token; base64 of a message where it is encrypted.
     pub root_token: SecretString,
 }
 

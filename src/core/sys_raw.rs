@@ -61,6 +61,7 @@ impl Core {
             break_glass_shares: fields.count("break_glass_shares")?,
             break_glass_threshold: fields.count("break_glass_threshold")?,
             recovery_pgp_keys: fields.texts("recovery_pgp_keys")?.unwrap_or_default(),
+            break_glass_pgp_keys: fields.texts("break_glass_pgp_keys")?.unwrap_or_default(),
         };
         let made = self.node().init(init).await?;
 

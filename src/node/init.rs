@@ -2,6 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use keystead_raft::{
     Directory, DirectoryMember, Identity, ProposeError, ProposeOutcome, Replica, Replicated as _, VaultSide,
@@ -25,7 +26,7 @@ use crate::{
         node_ops::{InitRequest, InitResponse},
         token::random_token,
     },
-    seal::{self, InitOutput, InitParams, SealKind, Share, UnattendedInitError},
+    seal::{self, HandedOut, InitOutput, InitParams, PgpKey, SealKind, Share, UnattendedInitError},
     secret::{SecretString, random_array},
 };
 
@@ -74,24 +75,22 @@ fn invalid_config(text: impl std::fmt::Display) -> ApiError {
 /// Checks what the operator asked for, in Vault's order and words: unseal shares for a vault that people open, recovery
 /// shares for one that `kind` opens by itself.
 fn params(request: &InitRequest, kind: Option<SealKind>) -> Result<InitParams, ApiError> {
-    let other_kind = match kind {
-        None => request.recovery_shares > 0 || request.recovery_threshold > 0,
-        Some(_) => request.secret_shares > 0 || request.secret_threshold > 0,
+    let of_other_kind = match kind {
+        None => [
+            ("recovery_shares", request.recovery_shares > 0),
+            ("recovery_threshold", request.recovery_threshold > 0),
+            ("recovery_pgp_keys", !request.recovery_pgp_keys.is_empty()),
+        ],
+        Some(_) => [
+            ("secret_shares", request.secret_shares > 0),
+            ("secret_threshold", request.secret_threshold > 0),
+            ("pgp_keys", !request.pgp_keys.is_empty()),
+        ],
     };
-    if other_kind {
-        let fields = if kind.is_some() {
-            "secret_shares,secret_threshold"
-        } else {
-            "recovery_shares,recovery_threshold"
-        };
-        let kind = kind.unwrap_or(SealKind::Shamir);
+    let given: Vec<_> = of_other_kind.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
+    if !given.is_empty() {
+        let (fields, kind) = (given.join(","), kind.unwrap_or(SealKind::Shamir));
         return Err(ApiError::invalid(format!("parameters {fields} not applicable to seal type {kind}")));
-    }
-    let pgp = [&request.pgp_keys, &request.recovery_pgp_keys];
-    if pgp.iter().any(|keys| !keys.is_empty()) || !request.root_token_pgp_key.is_empty() {
-        return Err(ApiError::invalid(
-            "shares encrypted to PGP keys are not built yet: init without pgp_keys",
-        ));
     }
     let (shares, threshold) = match kind {
         None => (request.secret_shares, request.secret_threshold),
@@ -139,6 +138,50 @@ async fn first_entry(replica: &Replica, txn: Txn) -> Result<(), String> {
     }
 }
 
+/// For whom what is handed out is encrypted.
+struct Holders {
+    shares: Vec<PgpKey>,
+    break_glass: Vec<PgpKey>,
+    root_token: Option<PgpKey>,
+}
+
+impl Holders {
+    fn of(request: &InitRequest, kind: Option<SealKind>) -> Result<Self, ApiError> {
+        let (keys, shares) = match kind {
+            None => (&request.pgp_keys, request.secret_shares),
+            Some(_) => (&request.recovery_pgp_keys, request.recovery_shares),
+        };
+        let root_token = match request.root_token_pgp_key.as_str() {
+            "" => None,
+            key => Some(PgpKey::parse(key).map_err(invalid_config)?),
+        };
+        Ok(Self {
+            shares: seal::holders(keys, shares).map_err(invalid_config)?,
+            break_glass: seal::holders(&request.break_glass_pgp_keys, request.break_glass_shares)
+                .map_err(invalid_config)?,
+            root_token,
+        })
+    }
+
+    fn root_token(&self, token: SecretString) -> Result<SecretString, ApiError> {
+        match &self.root_token {
+            None => Ok(token),
+            Some(key) => {
+                let message = key.encrypt(token.expose()).map_err(|e| encrypting(&e))?;
+                Ok(SecretString::new(STANDARD.encode(message)))
+            }
+        }
+    }
+}
+
+fn hand_out(shares: &[Share], holders: &[PgpKey]) -> Result<HandedOut, ApiError> {
+    HandedOut::new(shares, holders).map_err(|e| encrypting(&e))
+}
+
+fn encrypting(error: &dyn std::fmt::Display) -> ApiError {
+    ApiError::internal("encrypting for a PGP key", error)
+}
+
 /// Everything of a new cluster that is drawn before anything is written.
 struct Founding {
     identity: Identity,
@@ -158,6 +201,7 @@ impl Node {
         let seals = self.settings.seals.enabled();
         let kind = seals.first().map(|seal| seal.kind());
         let params = params(&request, kind)?;
+        let holders = Holders::of(&request, kind)?;
         if let Some(reason) = self.latch_reason() {
             return Err(ApiError::Internal(format!("this node has stopped serving: {reason}")));
         }
@@ -172,6 +216,8 @@ impl Node {
             None => (seal::init(&params).map_err(invalid_config)?, Vec::new()),
             Some(_) => self.wrapped_by_seals(&params, &request).await?,
         };
+        let handed_out = hand_out(&output.shares, &holders.shares)?;
+        let break_glass = hand_out(&break_glass, &holders.break_glass)?;
         let founding = self.found().map_err(|e| ApiError::internal("founding a cluster", &e))?;
         // The seals may have taken long; from here on it goes quickly, and nothing has been written yet.
         claimed.commit().await?;
@@ -180,12 +226,17 @@ impl Node {
             ApiError::Internal(format!("initialisation failed: {e}; start this node again, which undoes it"))
         };
         write_file_durably(&dir.join(MARKER), b"", 0o600).map_err(|e| failed(&e))?;
-        let result = self.establish(&params, output, founding).await;
+        let result = self.establish(&params, output, founding).await.and_then(|mut response| {
+            response.root_token = holders.root_token(response.root_token)?;
+            Ok(response)
+        });
         self.provisional.write().take();
         match result {
             Ok(mut response) => {
-                response.break_glass_hex = break_glass.iter().map(Share::to_hex).collect();
-                response.break_glass_base64 = break_glass.iter().map(Share::to_base64).collect();
+                response.break_glass_hex = break_glass.hex;
+                response.break_glass_base64 = break_glass.base64;
+                response.keys_hex = handed_out.hex;
+                response.keys_base64 = handed_out.base64;
                 // Before anybody sees a share the marker must be gone for good, a power cut included.
                 unmark(&dir).map_err(|e| failed(&e))?;
                 claimed.keep();
@@ -274,7 +325,7 @@ impl Node {
         output: InitOutput,
         founding: Founding,
     ) -> Result<InitResponse, ApiError> {
-        let InitOutput { seal_config, root_key, shares } = output;
+        let InitOutput { seal_config, root_key, .. } = output;
         let recovery = seal_config.recovery.is_some();
         let failed = |context: &'static str| move |e: &dyn std::fmt::Display| ApiError::internal(context, e);
         let keyring = Keyring::generate(params.now_ms);
@@ -301,8 +352,8 @@ impl Node {
         first_entry(&replica, txn).await.map_err(|e| failed("writing the first entry")(&e))?;
         Ok(InitResponse {
             recovery,
-            keys_hex: shares.iter().map(Share::to_hex).collect(),
-            keys_base64: shares.iter().map(Share::to_base64).collect(),
+            keys_hex: Vec::new(),
+            keys_base64: Vec::new(),
             break_glass_hex: Vec::new(),
             break_glass_base64: Vec::new(),
             root_token,

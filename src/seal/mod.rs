@@ -20,6 +20,7 @@ mod fuzz_tests;
 mod gf256;
 mod init;
 mod migration;
+mod pgp;
 mod pkcs11;
 mod rotation;
 mod shamir;
@@ -35,6 +36,7 @@ pub use config::{
 pub use file::FileSeal;
 pub use init::{BREAK_GLASS_SEAL, InitError, InitOutput, InitParams, SHAMIR_SEAL, init, reseal};
 pub use migration::recovery_kek;
+pub use pgp::{HandedOut, PgpError, PgpKey, holders};
 pub use pkcs11::{HELPER_ROLE, KeyFacts, Pkcs11Seal, TokenFacts, own_program, serve_helper};
 pub use rotation::NewRoot;
 pub use shamir::{CombineError, SharePoint, SplitError, combine, split};

@@ -33,6 +33,11 @@ pub const FLAGS: &[Flag] = &[
         "Files with PGP public keys to encrypt the recovery shares with.",
     ),
     Flag::new(
+        "break-glass-pgp-keys",
+        Kind::CommaList,
+        "Files with PGP public keys to encrypt the break-glass shares with.",
+    ),
+    Flag::new(
         "status",
         Kind::Bool,
         "Only say whether the cluster is initialised: exit code 0 if so, else 2.",
@@ -110,6 +115,7 @@ fn body(invocation: &mut Invocation<'_, '_>, recovery: bool) -> Result<Value, i3
         if break_glass > 0 {
             body["break_glass_shares"] = break_glass.into();
             body["break_glass_threshold"] = count("break-glass-threshold", break_glass.min(3)).into();
+            body["break_glass_pgp_keys"] = pgp_keys(&flags.list("break-glass-pgp-keys"))?;
         }
         Ok(body)
     })();
@@ -126,6 +132,9 @@ fn pgp_keys(files: &[&str]) -> Result<Value, String> {
 /// A key's file as base64 of the binary key, whichever of its forms the file has.
 fn pgp_key(file: &str) -> Result<String, String> {
     let refused = |why: String| format!("invalid value {file:?} for flag -pgp-keys: {why}");
+    if file.starts_with("keybase:") {
+        return Err(refused("keys are not fetched from Keybase; save the key to a file".to_owned()));
+    }
     let bytes = data::file(file.strip_prefix('@').unwrap_or(file)).map_err(refused)?;
     match std::str::from_utf8(&bytes) {
         Ok(text) if text.contains("-----BEGIN PGP") => {
