@@ -38,11 +38,16 @@ fn cli(stage: &Stage, cluster: &Cluster, token: &str) -> Cli {
 }
 
 async fn initialised(cluster: &Cluster) -> String {
+    initialised_with_key(cluster).await.0
+}
+
+/// The root token, and the only recovery key.
+async fn initialised_with_key(cluster: &Cluster) -> (String, String) {
     let body = json!({ "recovery_shares": 1, "recovery_threshold": 1 });
     let made = cluster.at(0).call("PUT", "sys/init", Some(&body)).await.unwrap().ok().unwrap().json();
     let token = made["root_token"].as_str().unwrap().to_owned();
     cluster.nodes().iter().for_each(|node| node.set_token(&token));
-    token
+    (token, made["recovery_keys_base64"][0].as_str().unwrap().to_owned())
 }
 
 /// Waits until the canary of a node has tried a seal, so that the next trial is a minute away.
@@ -207,5 +212,42 @@ async fn another_key_in_the_place_of_the_one_that_wrapped_is_warned_of_and_wraps
     assert_eq!(states(&mended), ["zone-a agrees", "zone-b agrees"], "{mended}");
     assert!(!warns(&open(node).await, "does not work"));
     restart_with(&cluster, &both[..1]).await;
+    open(node).await;
+}
+
+#[tokio::test]
+async fn a_token_that_missed_a_new_root_key_is_shown_and_gets_its_generation() {
+    let Some(stage) = Stage::new() else { return };
+    let first = stage.token_directories();
+    stage.token("zone-b");
+    let second = stage.token_directories().into_iter().find(|token| !first.contains(token)).unwrap();
+    let both = [stanza(&stage, "zone-a", ""), stanza(&stage, "zone-b", "")];
+    let cluster = started(&stage, 1, &both).await;
+    let (token, recovery) = initialised_with_key(&cluster).await;
+    let node = cluster.at(0);
+    open(node).await;
+    let cli = cli(&stage, &cluster, &token);
+    let before = json_of(&cli, &["hsm", "sync"], 0).await;
+    // Doing away with break-glass shares replaces the root key, while one token is away.
+    fs::rename(&second, stage.path("away")).unwrap();
+    for change in ["enable", "disable"] {
+        let path = format!("sys/break-glass/{change}");
+        let body = json!({ "secret_shares": 2, "secret_threshold": 2 });
+        let begun =
+            node.call("PUT", &format!("{path}/init"), Some(&body)).await.unwrap().ok().unwrap().data();
+        let body = json!({ "key": recovery, "nonce": begun["nonce"] });
+        let done =
+            node.call("PUT", &format!("{path}/update"), Some(&body)).await.unwrap().ok().unwrap().data();
+        assert_eq!(done["complete"], true, "{done}");
+    }
+    let without = json_of(&cli, &["hsm", "sync", "-wait=1s"], 2).await;
+    assert_eq!(states(&without), ["zone-a agrees", "zone-b missing"], "{without}");
+    let generation = |list: &Value, at: usize| list[at]["wrap"]["root_generation"].as_u64().unwrap();
+    assert_eq!((generation(&before, 0), generation(&without, 0)), (1, 2), "{without}");
+    fs::rename(stage.path("away"), &second).unwrap();
+    let mended = json_of(&cli, &["hsm", "sync"], 0).await;
+    assert_eq!(states(&mended), ["zone-a agrees", "zone-b agrees"], "{mended}");
+    assert_eq!((generation(&mended, 0), generation(&mended, 1)), (2, 2), "{mended}");
+    restart_with(&cluster, &both[1..]).await;
     open(node).await;
 }
