@@ -158,6 +158,62 @@ async fn shares_of_an_older_root_generation_are_called_stale() {
     assert_eq!(unseal(&f.node, shares[0].to_hex().expose()).await.unwrap().progress, 1);
 }
 
+/// The entry that gives a vault of shares another root key, and the new shares.
+fn next_root(node: &Node, root: &crate::secret::RootKey) -> (SealConfig, Vec<Share>, Txn) {
+    let keys = node.keys.read().clone().unwrap();
+    let old = node.seal_configs().unwrap().pop().unwrap();
+    let params = InitParams { shares: 5, threshold: 3, now_ms: 2 };
+    let (config, shares) = seal::reseal(old.vault_id, keys.root_generation() + 1, root, &params).unwrap();
+    let (_, sealed) = records::keyring(&*Node::replica(node).unwrap().state()).unwrap().unwrap();
+    let mut keyring = keys.open_keyring(&sealed).unwrap();
+    keyring.rotate(3);
+    let keyring = keyring.seal(root, config.vault_id, config.root_generation);
+    let put = |key, value: Vec<u8>| Write::Put { key, value: value.into() };
+    let writes = vec![put(records::seal_config_key(), config.encode()), put(records::keyring_key(), keyring)];
+    (config, shares, Txn { request_id: RequestId([0; 16]), writes, ..Txn::default() })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_root_key_that_did_not_reach_a_node_seals_it_until_shares_of_its_generation_come() {
+    let f = fixture().await;
+    let out = init(&f.node).await;
+    unseal_all(&f.node, &out).await;
+    let (_, shares, txn) = next_root(&f.node, &crate::secret::RootKey::random());
+    Node::replica(&f.node).unwrap().propose(txn).await.unwrap();
+    assert!(f.node.seal_status().sealed);
+    let warned = |node: &Node| node.health().warnings.iter().any(|text| text.contains("by generation 2"));
+    assert!(warned(&f.node));
+    let stale = refusal(unseal(&f.node, out.keys_hex[0].expose()).await);
+    assert!(stale.contains("of root key generation 1, which generation 2 has replaced"), "{stale}");
+    for share in &shares[..3] {
+        unseal(&f.node, share.to_hex().expose()).await.unwrap();
+    }
+    assert!(!f.node.seal_status().sealed && !warned(&f.node));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_key_that_was_handed_over_is_the_nodes_with_its_entry_and_not_before() {
+    use keystead_raft::VaultSide as _;
+    let f = fixture().await;
+    let out = init(&f.node).await;
+    unseal_all(&f.node, &out).await;
+    let root = crate::secret::RootKey::random();
+    let (config, _, txn) = next_root(&f.node, &root);
+    let body = [&[1][..], &config.root_commitment, root.expose()].concat();
+    let peer = keystead_raft::Peer { incarnation: 1, node_id: "n2".into() };
+    assert!(f.node.take_over(peer.clone(), &body[..40]).is_err());
+    f.node.take_over(peer, &body).unwrap();
+    let generation = |node: &Node| node.keys.read().as_ref().map(|keys| keys.root_generation());
+    assert_eq!(generation(&f.node), Some(1));
+    Node::replica(&f.node).unwrap().propose(txn).await.unwrap();
+    assert_eq!(generation(&f.node), Some(2));
+    assert_eq!(f.node.key_status().unwrap().term, 2);
+    // What comes after is signed and judged with the new term, and a snapshot of this state changes nothing.
+    replace_seal_config(&f.node, &config).await;
+    f.node.replaced();
+    assert_eq!((generation(&f.node), f.node.latch_reason()), (Some(2), None));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn case_27_an_edited_seal_configuration_opens_nothing() {
     let f = fixture().await;
