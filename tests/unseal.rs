@@ -104,3 +104,36 @@ async fn init_refuses_what_makes_no_sense() {
     let status = cluster.at(0).call("GET", "sys/init", None).await.unwrap();
     assert_eq!(status.json(), json!({ "initialized": false }));
 }
+
+#[tokio::test]
+async fn a_share_is_verified_alone_and_opens_nothing() {
+    let mut cluster = Box::pin(one().start()).await.unwrap();
+    let verify = async |cluster: &Cluster, key: &str| {
+        cluster.at(0).call("PUT", "sys/verify-share", Some(&json!({ "key": key }))).await.unwrap()
+    };
+    assert_eq!(verify(&cluster, &STANDARD.encode([7; 33])).await.errors(), "Vault is not initialized");
+    cluster.init(0).await.unwrap();
+    let shares = cluster.keys().shares.clone();
+    give(&cluster, &shares[0]).await.ok().unwrap();
+    for (at, share) in shares.iter().enumerate() {
+        let facts = verify(&cluster, share).await.ok().unwrap().json();
+        let expected = json!({ "valid": true, "kind": "unseal", "number": at + 1, "n": shares.len(),
+            "t": facts["t"], "generation": 1 });
+        assert_eq!(facts, expected);
+    }
+    // The series that others have begun is as it was.
+    let status = cluster.at(0).seal_status().await.unwrap();
+    assert_eq!((&status["sealed"], &status["progress"]), (&json!(true), &json!(1)));
+    for (key, text) in [
+        ("", "'key' must be specified"),
+        ("not a key!", "must be a valid hex or base64 string"),
+        (&changed(&shares[1], |bytes| bytes[20] ^= 1), "invalid key"),
+        (&forged(&shares[1], |bytes| bytes[20] ^= 1), "mistyped"),
+        (&forged(&shares[1], |bytes| bytes[6] ^= 1), "another vault"),
+        (&forged(&shares[1], |bytes| bytes[4] += 1), "generation"),
+    ] {
+        let refused = verify(&cluster, key).await;
+        assert_eq!(refused.status, 400);
+        assert!(refused.errors().contains(text), "{text}: {}", refused.errors());
+    }
+}

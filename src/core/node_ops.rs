@@ -288,6 +288,21 @@ pub enum BreakGlassRequest {
     },
 }
 
+/// What a share was found to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShareFacts {
+    /// `unseal`, `recovery` or `break-glass`.
+    pub kind: &'static str,
+    /// Its number among the shares that were made with it.
+    pub number: u8,
+    /// How many were made.
+    pub shares: u8,
+    /// How many are needed.
+    pub threshold: u8,
+    /// The generation of the root key in which they were made.
+    pub generation: u32,
+}
+
 /// `POST sys/storage/raft/join`.
 pub struct JoinRequest {
     /// Base URL of a member's API.
@@ -385,6 +400,8 @@ pub trait NodeOps: Send + Sync + 'static {
     fn init(&self, request: InitRequest) -> BoxFuture<'_, Result<InitResponse, ApiError>>;
     /// Takes one share, or forgets those given.
     fn unseal(&self, request: UnsealRequest) -> BoxFuture<'_, Result<SealStatus, ApiError>>;
+    /// Says what a share is, in hexadecimal or base64, and keeps nothing of it.
+    fn verify_share(&self, key: &SecretString) -> Result<ShareFacts, ApiError>;
     /// Seals this node, after handing leadership over if it leads. The caller has been authorised, or the node
     /// is sealed already.
     fn seal(&self) -> BoxFuture<'_, Result<(), ApiError>>;

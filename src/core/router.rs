@@ -42,6 +42,8 @@ pub enum Handler {
     SealSync,
     /// `sys/unseal`.
     Unseal,
+    /// `sys/verify-share`.
+    VerifyShare,
     /// `sys/seal`.
     Seal,
     /// `sys/health`.
@@ -165,6 +167,7 @@ pub const ROUTES: &[Route] = &[
     raw("sys/seal-status", &[Read], Handler::SealStatus),
     raw("sys/seal-backend-status", &[Read], Handler::SealBackends),
     raw("sys/unseal", &[Update], Handler::Unseal),
+    raw("sys/verify-share", &[Update], Handler::VerifyShare),
     raw("sys/health", &[Read], Handler::Health),
     raw("sys/leader", &[Read], Handler::Leader),
     raw("sys/livez", &[Read], Handler::Alive),
@@ -379,6 +382,7 @@ mod tests {
                 "sys/storage/raft/bootstrap/claim",
                 "sys/storage/raft/join",
                 "sys/unseal",
+                "sys/verify-share",
             ]
         );
     }

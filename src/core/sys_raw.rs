@@ -38,6 +38,7 @@ impl Core {
             Handler::SealStatus => Ok(self.seal_status(&self.node().seal_status())),
             Handler::SealBackends => Ok(seal_backends(&self.node().seal_backends())),
             Handler::Unseal => self.unseal(request).await,
+            Handler::VerifyShare => self.verify_share(request),
             Handler::Health => health(&self.node().health(), &Fields(&request.data)),
             Handler::Alive => alive(&self.node().health(), &Fields(&request.data)),
             Handler::Ready => Ok(ready(&self.node().health())),
@@ -109,6 +110,20 @@ impl Core {
         }
         let status = self.node().unseal(UnsealRequest { key, reset, migrate }).await?;
         Ok(self.seal_status(&status))
+    }
+
+    fn verify_share(&self, request: &Request) -> Result<Answer, ApiError> {
+        let key = Fields(&request.data).text("key")?.filter(|key| !key.is_empty());
+        let key = key.ok_or_else(|| ApiError::invalid("'key' must be specified in request body as JSON"))?;
+        let facts = self.node().verify_share(&SecretString::new(key))?;
+        Ok(raw(&serde_json::json!({
+            "valid": true,
+            "kind": facts.kind,
+            "number": facts.number,
+            "n": facts.shares,
+            "t": facts.threshold,
+            "generation": facts.generation,
+        })))
     }
 
     fn seal_status(&self, status: &SealStatus) -> Answer {

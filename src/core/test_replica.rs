@@ -25,8 +25,8 @@ use super::{
     initial_writes,
     node_ops::{
         BreakGlassRequest, HaNode, HealthFacts, InitRequest, InitResponse, JoinRequest, KeyStatus,
-        LeaderStatus, NodeOps, RaftServer, SealBackend, SealStatus, SealWrap, UnsealRequest, Unsealed,
-        WrapState,
+        LeaderStatus, NodeOps, RaftServer, SealBackend, SealStatus, SealWrap, ShareFacts, UnsealRequest,
+        Unsealed, WrapState,
     },
     path::RequestPath,
     request::{Operation, Request},
@@ -349,6 +349,10 @@ impl NodeOps for FakeNode {
 
     fn unseal(&self, _request: UnsealRequest) -> BoxFuture<'_, Result<SealStatus, ApiError>> {
         Box::pin(async { Ok(self.seal_status()) })
+    }
+
+    fn verify_share(&self, _key: &SecretString) -> Result<ShareFacts, ApiError> {
+        Err(ApiError::invalid("no share of this vault"))
     }
 
     fn seal(&self) -> BoxFuture<'_, Result<(), ApiError>> {

@@ -19,6 +19,7 @@ mod strangers;
 mod unattended;
 mod unseal;
 mod vault_side;
+mod verify_share;
 mod wraps;
 
 #[cfg(test)]

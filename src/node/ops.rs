@@ -10,10 +10,14 @@ use crate::core::{
     error::ApiError,
     node_ops::{
         BreakGlassRequest, HaNode, HealthFacts, InitRequest, InitResponse, JoinRequest, KeyStatus,
-        LeaderStatus, NodeOps, RaftServer, SealBackend, SealStatus, SealWrap, UnsealRequest, Unsealed,
+        LeaderStatus, NodeOps, RaftServer, SealBackend, SealStatus, SealWrap, ShareFacts, UnsealRequest,
+        Unsealed,
     },
 };
-use crate::seal::{SealConfig, SealKind};
+use crate::{
+    seal::{SealConfig, SealKind},
+    secret::SecretString,
+};
 
 impl Node {
     fn cluster_names(&self) -> (Option<String>, Option<String>) {
@@ -216,6 +220,10 @@ impl NodeOps for Node {
 
     fn unseal(&self, request: UnsealRequest) -> BoxFuture<'_, Result<SealStatus, ApiError>> {
         Box::pin(self.take_share(request))
+    }
+
+    fn verify_share(&self, key: &SecretString) -> Result<ShareFacts, ApiError> {
+        self.share_facts(key)
     }
 
     fn seal(&self) -> BoxFuture<'_, Result<(), ApiError>> {

@@ -9,6 +9,7 @@ mod raft;
 mod rebuild;
 mod seal;
 mod unseal;
+mod verify_share;
 
 use serde_json::Value;
 use zeroize::Zeroizing;
@@ -44,6 +45,15 @@ pub const COMMANDS: &[Command] = &[
             Flag::new("migrate", Kind::Bool, "The share is entered for the migration to another seal."),
         ],
         run: Some(unseal::run),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator verify-share",
+        synopsis: "Checks a share alone",
+        arguments: "[options] [KEY]",
+        about: "Checks one unseal, recovery or break-glass share without unsealing anything and without any other share;\n\
+                without KEY it is asked for and typed unseen. The exit code is 0 if it is good, else 2.",
+        run: Some(verify_share::run),
         ..Command::DEFAULT
     },
     Command {

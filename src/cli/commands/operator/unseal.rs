@@ -16,7 +16,7 @@ pub fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
     let (body, doing) = if invocation.flags.bool("reset") {
         (json!({"reset": true}), "Error resetting unseal process")
     } else {
-        let key = key(invocation)?;
+        let key = key(invocation, "Unseal Key")?;
         let migrate = invocation.flags.bool("migrate");
         (json!({"key": key.trim(), "reset": false, "migrate": migrate}), "Error unsealing")
     };
@@ -31,14 +31,14 @@ pub fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
 }
 
 /// The share among the arguments, else from the terminal. A `-` is no share and stands for none.
-fn key(invocation: &mut Invocation<'_, '_>) -> Result<Zeroizing<String>, i32> {
+pub fn key(invocation: &mut Invocation<'_, '_>, name: &str) -> Result<Zeroizing<String>, i32> {
     if let Some(key) = invocation.args.first_mut() {
         return Ok(Zeroizing::new(std::mem::take(key)));
     }
     if invocation.flags.bool("non-interactive") {
         return Err(invocation.fail("Refusing to ask for the unseal key with -non-interactive set"));
     }
-    invocation.ui.ask_hidden("Unseal Key (will be hidden): ", true).map_err(|error| {
+    invocation.ui.ask_hidden(&format!("{name} (will be hidden): "), true).map_err(|error| {
         let text = "An error occurred attempting to ask for the unseal key. The raw error message is shown below, but \
                     usually this is because you attempted to pipe a value into the unseal command or you are \
                     executing outside of a terminal (tty). You should run the unseal command from a terminal for \
