@@ -1,8 +1,8 @@
 //! Who may initialise: of nodes that know of each other, one.
 //!
 //! Without a vault there is no leader to ask, so the nodes ask each other. Whoever is told to initialise *announces* it to
-//! every `retry_join` address, makes its keys, and *commits* at every one before it writes anything. A node grants a
-//! commit to one claim at a time, so two that have a node in common, or of which one knows the other, never both succeed.
+//! every `retry_join` address, makes its keys, and *commits* at every one before it writes anything, and also before it has
+//! seals make keys, which several nodes may share. A node grants a commit to one claim at a time, so two that have a node in common, or of which one knows the other, never both succeed.
 //! Of two claims the smaller goes first: the larger one is refused where both are known, so that one of them gets
 //! through. A node that cannot be asked is left out, for a node that is down must not keep a vault from being made.
 
