@@ -79,7 +79,8 @@ pub fn judge(ca_der: &[u8], cert_der: &[u8]) -> Result<PeerIdentity> {
     }
     refuse_built_in(ca_der)?;
     let identity = peer_identity(cert_der).map_err(|error| {
-        let how = "have the CA copy the URI among the subject alternative names of the request";
+        let how = "have the CA copy the extensions of the request, of which the URI among the subject alternative names is \
+                   one (openssl x509 -req: -copy_extensions copy)";
         Error::invalid(CERTIFICATE, format!("names no node ({error}); {how}"))
     })?;
     let certificate = CertificateDer::from(cert_der);
@@ -186,7 +187,9 @@ fn unusable(error: webpki::Error) -> String {
         }
         Chain::CaUsedAsEndEntity => "is a CA's".into(),
         Chain::UnsupportedCertVersion => {
-            "is not X.509 version 3; have the CA copy the extensions of the request".into()
+            "is not X.509 version 3; have the CA copy the extensions of the request (openssl x509 -req: -copy_extensions \
+             copy)"
+                .into()
         }
         other => format!("cannot be used on the cluster port: {other}"),
     }
