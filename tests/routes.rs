@@ -58,6 +58,7 @@ fn body_for(route: &Route, method: &str) -> Value {
         (Handler::RemovePeer, _) => json!({ "server_id": "nobody" }),
         (Handler::RaftChallenge, _) => json!({ "server_id": "walker" }),
         (Handler::Mount, _) => json!({ "type": "kv" }),
+        (Handler::GenerateRoot, _) => json!({ "otp": "short" }),
         (Handler::Engine, _) => json!({ "data": { "a": "b" } }),
         _ => json!({}),
     }

@@ -218,6 +218,14 @@ impl Cluster {
         &self.keys().shares[..3]
     }
 
+    /// Takes shares that were made since, which open the nodes from now on. At least three.
+    ///
+    /// # Panics
+    /// Before the vault was initialised.
+    pub fn replace_shares(&mut self, shares: Vec<String>) {
+        self.keys.as_mut().expect("initialised").shares = shares;
+    }
+
     /// A further node with files in this cluster's directory, not started, not in [`nodes`](Self::nodes).
     pub fn node(&self, config: NodeConfig) -> Node {
         let directory = self.directory.path().join(&config.node_id);

@@ -78,6 +78,9 @@ impl Core {
                 | Handler::RaftChallenge
                 | Handler::RaftAnswer
                 | Handler::BreakGlassChange
+                | Handler::Rekey
+                | Handler::GenerateRoot
+                | Handler::Rotate
         ) {
             return Ok(self.lead_effect(request, route).await);
         }
@@ -151,6 +154,9 @@ impl Core {
             Handler::SealSync => self.seal_sync(request).await,
             Handler::RaftAnswer => self.node().raft_answer(request.data.clone()).await.map(Answer::data),
             Handler::BreakGlassChange => self.change_break_glass(request).await,
+            Handler::Rekey => self.rekey(request).await,
+            Handler::GenerateRoot => self.generate_root(request).await,
+            Handler::Rotate => self.node().rotate().await.map(|()| Answer::NoContent),
             _ => match super::fields::Fields(&request.data).text_or_empty("server_id") {
                 Ok(id) if id.is_empty() => Err(ApiError::invalid("no server id provided")),
                 Ok(id) => self.node().remove_peer(id).await.map(|()| Answer::NoContent),

@@ -21,6 +21,7 @@ mod mount_change;
 pub mod mounts;
 pub mod node_ops;
 pub mod path;
+mod rekey;
 pub mod request;
 pub mod response;
 pub mod router;
@@ -301,7 +302,10 @@ impl Core {
             | Handler::RemovePeer
             | Handler::RaftChallenge
             | Handler::RaftAnswer
-            | Handler::BreakGlassChange => Ok(Answer::NoContent),
+            | Handler::BreakGlassChange
+            | Handler::Rekey
+            | Handler::GenerateRoot
+            | Handler::Rotate => Ok(Answer::NoContent),
             handler => self.answer_sys(&audited, handler, request, unsealed, txn),
         }?;
         Ok(match known_fields(route.handler, request.operation) {
@@ -347,14 +351,26 @@ pub fn initial_writes(
 ) -> Result<Vec<Write>, ApiError> {
     let barrier = &unsealed.barrier;
     let table = MountTable::initial(dev_mounts).encode()?;
+    Ok(vec![
+        seal_record(barrier, MountId::VAULT, &MOUNTS_PATH, kind::MOUNTS, &table)?,
+        root_token_write(unsealed, root_token, now_ms)?,
+    ])
+}
+
+/// The record that makes a token a root token, sealed.
+///
+/// # Errors
+/// If the token is not printable text.
+pub fn root_token_write(
+    unsealed: &Unsealed,
+    root_token: &SecretString,
+    now_ms: u64,
+) -> Result<Write, ApiError> {
     let path = token::record_path(&unsealed.token_key, root_token)
         .ok_or_else(|| ApiError::invalid("the root token must be printable text"))?;
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     let record = TokenRecord::root(now_ms).encode()?;
-    Ok(vec![
-        seal_record(barrier, MountId::VAULT, &MOUNTS_PATH, kind::MOUNTS, &table)?,
-        seal_record(barrier, MountId::VAULT, &path, kind::TOKEN, &record)?,
-    ])
+    seal_record(&unsealed.barrier, MountId::VAULT, &path, kind::TOKEN, &record)
 }
 
 /// The fields that one of the vault's own endpoints reads, where Vault warns of others.

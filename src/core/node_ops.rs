@@ -303,6 +303,95 @@ pub struct ShareFacts {
     pub generation: u32,
 }
 
+/// Which shares are replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RekeyTarget {
+    /// Those that open the vault.
+    Barrier,
+    /// The recovery shares of a vault that its seals open.
+    Recovery,
+}
+
+impl RekeyTarget {
+    /// As Vault's texts call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Barrier => "barrier",
+            Self::Recovery => "recovery",
+        }
+    }
+}
+
+/// `sys/rekey/*` and `sys/rekey-recovery-key/*`.
+pub enum RekeyRequest {
+    /// How far it has come.
+    Status,
+    /// Begin it.
+    Begin {
+        /// Shares to be made.
+        shares: u64,
+        /// How many of them are needed.
+        threshold: u64,
+        /// OpenPGP keys to encrypt them for, one each, in base64; none for shares as they are.
+        pgp_keys: Vec<String>,
+        /// Keep the encrypted shares.
+        backup: bool,
+        /// The new shares count when they have been entered, and not before.
+        verify: bool,
+    },
+    /// Forget it.
+    Cancel {
+        /// The nonce that it began with, for who has no token.
+        nonce: String,
+    },
+    /// A present share of somebody who agrees.
+    Update {
+        /// The share.
+        key: SecretString,
+        /// The nonce that it began with.
+        nonce: String,
+    },
+    /// How far the verification has come.
+    Verification,
+    /// A new share of somebody who has got it.
+    Verify {
+        /// The share.
+        key: SecretString,
+        /// The nonce of the verification.
+        nonce: String,
+    },
+    /// Forget the new shares that were entered, not those that were made.
+    RestartVerification {
+        /// The nonce of the verification, for who has no token.
+        nonce: String,
+    },
+}
+
+/// `sys/generate-root/*`.
+pub enum GenerateRootRequest {
+    /// How far it has come.
+    Status,
+    /// Begin it.
+    Begin {
+        /// The one-time password to encrypt the token with; empty to have one drawn, or for an OpenPGP key.
+        otp: SecretString,
+        /// The OpenPGP key to encrypt the token for, in base64; empty for a password.
+        pgp_key: String,
+    },
+    /// Forget it.
+    Cancel {
+        /// The nonce that it began with, for who has no token.
+        nonce: String,
+    },
+    /// A share of somebody who agrees.
+    Update {
+        /// The share.
+        key: SecretString,
+        /// The nonce that it began with.
+        nonce: String,
+    },
+}
+
 /// `POST sys/storage/raft/join`.
 pub struct JoinRequest {
     /// Base URL of a member's API.
@@ -430,6 +519,22 @@ pub trait NodeOps: Send + Sync + 'static {
         &self,
         request: BreakGlassRequest,
     ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>>;
+    /// `sys/rekey/*` and `sys/rekey-recovery-key/*`, on the leader: the answer's document. Who is `trusted` has shown a
+    /// token.
+    fn rekey(
+        &self,
+        target: RekeyTarget,
+        request: RekeyRequest,
+        trusted: bool,
+    ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>>;
+    /// `sys/generate-root/*`, on the leader: the answer's document. Who is `trusted` has shown a token.
+    fn generate_root(
+        &self,
+        request: GenerateRootRequest,
+        trusted: bool,
+    ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>>;
+    /// Gives the barrier a key of the next term, on the leader.
+    fn rotate(&self) -> BoxFuture<'_, Result<(), ApiError>>;
     /// Removes a member, on the leader. Removing one that is not there succeeds.
     fn remove_peer(&self, node_id: String) -> BoxFuture<'_, Result<(), ApiError>>;
 }

@@ -78,6 +78,12 @@ pub enum Handler {
     BreakGlass,
     /// `sys/break-glass/enable/*` and `sys/break-glass/disable/*`.
     BreakGlassChange,
+    /// `sys/rekey/*` and `sys/rekey-recovery-key/*`.
+    Rekey,
+    /// `sys/generate-root/*`.
+    GenerateRoot,
+    /// `sys/rotate`.
+    Rotate,
     /// `sys/remount`.
     Remount,
     /// `sys/remount/status/<id>`.
@@ -161,6 +167,11 @@ const fn logical(
     Route { pattern, operations, handler, access, place, raw: false }
 }
 
+/// A step of what key holders agree to with their shares: the leader counts them.
+const fn step(pattern: &'static str, operations: &'static [Operation], handler: Handler) -> Route {
+    logical(pattern, operations, handler, Access::Optional, Place::Leader)
+}
+
 /// Every route but those of the mounts.
 pub const ROUTES: &[Route] = &[
     raw("sys/init", &[Read, Update], Handler::Init),
@@ -232,6 +243,15 @@ pub const ROUTES: &[Route] = &[
         Access::Root,
         Place::Leader,
     ),
+    step("sys/rekey/init", &[Read, Update, Delete], Handler::Rekey),
+    step("sys/rekey/update", &[Update], Handler::Rekey),
+    step("sys/rekey/verify", &[Read, Update, Delete], Handler::Rekey),
+    step("sys/rekey-recovery-key/init", &[Read, Update, Delete], Handler::Rekey),
+    step("sys/rekey-recovery-key/update", &[Update], Handler::Rekey),
+    step("sys/rekey-recovery-key/verify", &[Read, Update, Delete], Handler::Rekey),
+    step("sys/generate-root/attempt", &[Read, Update, Delete], Handler::GenerateRoot),
+    step("sys/generate-root/update", &[Update], Handler::GenerateRoot),
+    logical("sys/rotate", &[Update], Handler::Rotate, Access::Root, Place::Leader),
     logical("sys/mounts", &[Read], Handler::Mounts, Access::Token, Place::Linearizable),
     logical("sys/mounts/*", &[Read], Handler::Mount, Access::Token, Place::Linearizable),
     logical("sys/mounts/*", &[Update, Delete], Handler::Mount, Access::Token, Place::Leader),

@@ -24,9 +24,9 @@ use super::{
     error::ApiError,
     initial_writes,
     node_ops::{
-        BreakGlassRequest, HaNode, HealthFacts, InitRequest, InitResponse, JoinRequest, KeyStatus,
-        LeaderStatus, NodeOps, RaftServer, SealBackend, SealStatus, SealWrap, ShareFacts, UnsealRequest,
-        Unsealed, WrapState,
+        BreakGlassRequest, GenerateRootRequest, HaNode, HealthFacts, InitRequest, InitResponse, JoinRequest,
+        KeyStatus, LeaderStatus, NodeOps, RaftServer, RekeyRequest, RekeyTarget, SealBackend, SealStatus,
+        SealWrap, ShareFacts, UnsealRequest, Unsealed, WrapState,
     },
     path::RequestPath,
     request::{Operation, Request},
@@ -398,6 +398,27 @@ impl NodeOps for FakeNode {
         _request: BreakGlassRequest,
     ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>> {
         Box::pin(async { Err(ApiError::invalid("there are no seals here")) })
+    }
+
+    fn rekey(
+        &self,
+        _target: RekeyTarget,
+        _request: RekeyRequest,
+        _trusted: bool,
+    ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>> {
+        Box::pin(async { Err(ApiError::invalid("there are no shares here")) })
+    }
+
+    fn generate_root(
+        &self,
+        _request: GenerateRootRequest,
+        _trusted: bool,
+    ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>> {
+        Box::pin(async { Err(ApiError::invalid("there are no shares here")) })
+    }
+
+    fn rotate(&self) -> BoxFuture<'_, Result<(), ApiError>> {
+        Box::pin(async { Ok(()) })
     }
 
     fn remove_peer(&self, node_id: String) -> BoxFuture<'_, Result<(), ApiError>> {

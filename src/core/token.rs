@@ -140,6 +140,14 @@ impl TokenCache {
     }
 }
 
+/// Characters of a token as [`random_token`] draws it.
+pub const TOKEN_LEN: usize = 28;
+
+/// A new password, as long as a token.
+pub fn random_otp() -> SecretString {
+    SecretString::new(random_base62(TOKEN_LEN))
+}
+
 /// A new service token: `hvs.` and 24 characters, as long as Vault's root token.
 pub fn random_token() -> SecretString {
     SecretString::new(format!("hvs.{}", random_base62(24)))

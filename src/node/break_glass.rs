@@ -5,10 +5,13 @@
 //! this needs. What was given so far is in memory only, and gone with the leadership.
 
 use keystead_raft::Replicated as _;
-use keystead_storage::Version;
 use serde_json::{Map, Value, json};
 
-use super::{Node, Seals, init::numbers, shares};
+use super::{
+    Node, Seals,
+    attempt::{Attempt, Authority},
+    init::numbers,
+};
 use crate::{
     core::{
         error::ApiError,
@@ -24,15 +27,9 @@ const ATTEMPTS: usize = 8;
 /// A change that key holders are asked to agree to.
 pub struct Operation {
     change: BreakGlassChange,
-    nonce: String,
-    /// The Raft term in which this node led when it began.
-    term: u64,
+    attempt: Attempt,
     /// The shares that are to be made.
     params: Option<InitParams>,
-    /// Tells the recovery shares that count from those that were replaced.
-    verifier_salt: [u8; 32],
-    /// Numbers of the recovery shares that were given.
-    given: Vec<u8>,
 }
 
 /// The break-glass shares of a vault that its seals open.
@@ -88,7 +85,7 @@ impl Node {
         let keys = self.keys.read().clone().ok_or(ApiError::Sealed)?;
         let mut operation = self.break_glass.lock().await;
         let term = replica.leadership().borrow().term;
-        operation.take_if(|operation| operation.term != term);
+        operation.take_if(|operation| operation.attempt.term() != term);
         let (config, _) = self.present_config(keys.root())?;
         let recovery = config.recovery.as_ref();
         match request {
@@ -120,17 +117,11 @@ impl Node {
                     BreakGlassChange::Enable => Some(numbers(shares, threshold)?),
                     BreakGlassChange::Disable => None,
                 };
-                let begun = Operation {
-                    change,
-                    nonce: shares::uuid(),
-                    term,
-                    params,
-                    verifier_salt: recovery.verifier_salt,
-                    given: Vec::new(),
-                };
+                let attempt = Attempt::begin("break-glass", Authority::Recovery, recovery, term);
+                let begun = Operation { change, attempt, params };
                 tracing::info!(
                     change = change.name(),
-                    nonce = begun.nonce,
+                    nonce = begun.attempt.nonce(),
                     "a change of the break-glass shares begins"
                 );
                 Ok(progress(Some(&*operation.insert(begun)), Some(recovery)))
@@ -140,7 +131,7 @@ impl Node {
                     operation.take_if(|operation| operation.change == change).ok_or_else(|| {
                         ApiError::invalid("no such change of the break-glass shares is in progress")
                     })?;
-                let result = match begun.take(&config, &key, &nonce) {
+                let result = match begun.attempt.take(&config, &key, &nonce, true) {
                     Ok(false) => Ok(progress(Some(&begun), recovery)),
                     Ok(true) => {
                         let done = self.carry_out_break_glass(&begun, keys.root()).await;
@@ -148,7 +139,7 @@ impl Node {
                             return done;
                         }
                         // It can be tried again with the same nonce, once the reason has gone.
-                        begun.given.clear();
+                        begun.attempt.restart();
                         done
                     }
                     Err(refused) => Err(refused),
@@ -157,11 +148,6 @@ impl Node {
                 result
             }
         }
-    }
-
-    fn present_config(&self, root: &RootKey) -> Result<(SealConfig, Version), ApiError> {
-        let found = self.signed_config(root);
-        found.map_err(|e| ApiError::internal("reading the seal configuration", &e))?.ok_or(ApiError::Sealed)
     }
 
     async fn carry_out_break_glass(
@@ -203,46 +189,14 @@ impl Node {
     }
 }
 
-impl Operation {
-    /// Takes a recovery share. Whether there are enough.
-    fn take(&mut self, config: &SealConfig, key: &SecretString, nonce: &str) -> Result<bool, ApiError> {
-        if nonce != self.nonce {
-            return Err(ApiError::invalid(format!(
-                "incorrect nonce supplied; nonce for this break-glass operation is {:?}",
-                self.nonce
-            )));
-        }
-        let set = config.recovery.as_ref().filter(|set| set.verifier_salt == self.verifier_salt);
-        let set = set.ok_or_else(|| {
-            ApiError::invalid("the recovery shares were replaced since this began; cancel it and begin anew")
-        })?;
-        let share = Share::parse(key.expose()).map_err(|e| ApiError::invalid(shares::text_error(&e)))?;
-        config.check_recovery_share(&share).map_err(|rejection| {
-            metrics::counter!("keystead_seal_shares_refused").increment(1);
-            ApiError::invalid(match config.check_share(&share) {
-                Ok(()) => {
-                    "this is a break-glass share, and it is for the holders of recovery shares to agree"
-                        .to_owned()
-                }
-                Err(_) => format!("this takes recovery shares: {rejection}"),
-            })
-        })?;
-        if self.given.contains(&share.point.x) {
-            return Err(ApiError::invalid("given key has already been provided during this operation"));
-        }
-        self.given.push(share.point.x);
-        Ok(self.given.len() >= usize::from(set.threshold))
-    }
-}
-
 fn progress(operation: Option<&Operation>, recovery: Option<&ShareSet>) -> Map<String, Value> {
     let params = operation.and_then(|operation| operation.params);
     let progress = json!({
-        "nonce": operation.map(|operation| operation.nonce.as_str()).unwrap_or_default(),
+        "nonce": operation.map(|operation| operation.attempt.nonce()).unwrap_or_default(),
         "started": operation.is_some(),
         "n": params.map_or(0, |params| params.shares),
         "t": params.map_or(0, |params| params.threshold),
-        "progress": operation.map_or(0, |operation| operation.given.len()),
+        "progress": operation.map_or(0, |operation| operation.attempt.progress()),
         "required": recovery.map_or(0, |set| set.threshold),
         "complete": false,
     });
@@ -254,7 +208,7 @@ fn completed(operation: &Operation, made: &[Share]) -> Map<String, Value> {
         made.iter().map(|share| text(share).expose().to_owned()).collect()
     };
     let done = json!({
-        "nonce": operation.nonce,
+        "nonce": operation.attempt.nonce(),
         "complete": true,
         "n": made.len(),
         "t": operation.params.map_or(0, |params| params.threshold),

@@ -174,11 +174,13 @@ impl Holders {
     }
 }
 
-fn hand_out(shares: &[Share], holders: &[PgpKey]) -> Result<HandedOut, ApiError> {
+/// The texts of shares, as they are or each encrypted for its holder.
+pub(super) fn hand_out(shares: &[Share], holders: &[PgpKey]) -> Result<HandedOut, ApiError> {
     HandedOut::new(shares, holders).map_err(|e| encrypting(&e))
 }
 
-fn encrypting(error: &dyn std::fmt::Display) -> ApiError {
+/// What failed when something was encrypted.
+pub(super) fn encrypting(error: &dyn std::fmt::Display) -> ApiError {
     ApiError::internal("encrypting for a PGP key", error)
 }
 

@@ -3,9 +3,11 @@
 //! [`Node`] owns the keys. Requests see them through [`NodeOps`], replication through [`VaultSide`]; neither can
 //! keep them past `sys/seal`.
 
+mod attempt;
 mod break_glass;
 mod canary;
 mod claims;
+mod generate_root;
 mod init;
 mod join;
 mod keys;
@@ -13,6 +15,7 @@ mod migration;
 mod ops;
 mod own_pki;
 mod records;
+mod rekey;
 mod rotation;
 mod shares;
 mod strangers;
@@ -124,6 +127,10 @@ pub struct Node {
     certificate_ends: RwLock<Option<CertificateEnds>>,
     /// The change of the break-glass shares that key holders are asked to agree to.
     break_glass: tokio::sync::Mutex<Option<break_glass::Operation>>,
+    /// New shares that key holders are asked to agree to.
+    rekey: tokio::sync::Mutex<Option<rekey::Rekey>>,
+    /// A root token that key holders are asked to agree to.
+    root_token: tokio::sync::Mutex<Option<generate_root::Generation>>,
     /// Root keys that a leader has handed over, until the entry comes that makes one of them the vault's.
     pending_roots: rotation::PendingRoots,
     /// Why this node was sealed by a new root key, until it is open again.
@@ -173,6 +180,8 @@ impl Node {
             claims: claims::Claims::default(),
             certificate_ends: RwLock::default(),
             break_glass: tokio::sync::Mutex::default(),
+            rekey: tokio::sync::Mutex::default(),
+            root_token: tokio::sync::Mutex::default(),
             pending_roots: rotation::PendingRoots::default(),
             missed_root: Mutex::default(),
             reloading: Mutex::default(),
@@ -303,6 +312,13 @@ impl Node {
         self.provisional.write().take();
         self.pending_roots.clear();
         self.progress.lock().reset();
+        // One that is being worked on ends with the leadership it needs.
+        if let Ok(mut rekey) = self.rekey.try_lock() {
+            rekey.take();
+        }
+        if let Ok(mut root_token) = self.root_token.try_lock() {
+            root_token.take();
+        }
         if let Some(core) = self.core() {
             core.forget();
         }

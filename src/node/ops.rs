@@ -9,9 +9,9 @@ use super::{Node, join::join_error};
 use crate::core::{
     error::ApiError,
     node_ops::{
-        BreakGlassRequest, HaNode, HealthFacts, InitRequest, InitResponse, JoinRequest, KeyStatus,
-        LeaderStatus, NodeOps, RaftServer, SealBackend, SealStatus, SealWrap, ShareFacts, UnsealRequest,
-        Unsealed,
+        BreakGlassRequest, GenerateRootRequest, HaNode, HealthFacts, InitRequest, InitResponse, JoinRequest,
+        KeyStatus, LeaderStatus, NodeOps, RaftServer, RekeyRequest, RekeyTarget, SealBackend, SealStatus,
+        SealWrap, ShareFacts, UnsealRequest, Unsealed,
     },
 };
 use crate::{
@@ -266,6 +266,27 @@ impl NodeOps for Node {
         request: BreakGlassRequest,
     ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>> {
         Box::pin(Node::change_break_glass(self, request))
+    }
+
+    fn rekey(
+        &self,
+        target: RekeyTarget,
+        request: RekeyRequest,
+        trusted: bool,
+    ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>> {
+        Box::pin(self.change_shares(target, request, trusted))
+    }
+
+    fn generate_root(
+        &self,
+        request: GenerateRootRequest,
+        trusted: bool,
+    ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>> {
+        Box::pin(self.make_root_token(request, trusted))
+    }
+
+    fn rotate(&self) -> BoxFuture<'_, Result<(), ApiError>> {
+        Box::pin(self.rotate_keyring())
     }
 
     fn remove_peer(&self, node_id: String) -> BoxFuture<'_, Result<(), ApiError>> {

@@ -16,7 +16,12 @@ use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 use super::{Node, OpenKeys, records};
-use crate::{barrier::Keyring, core::request::fresh_id, seal::NewRoot, secret::RootKey};
+use crate::{
+    barrier::Keyring,
+    core::{error::ApiError, request::fresh_id},
+    seal::NewRoot,
+    secret::RootKey,
+};
 
 /// How long a root key that was handed over is kept without the entry that makes it the vault's. An election does not end
 /// it: the next leader may commit the entry of the one before.
@@ -25,6 +30,8 @@ const KEPT: Duration = Duration::from_secs(60);
 const MOST: usize = 4;
 /// How long a member may take to say that it has the new root key.
 const HAND_OVER: Duration = Duration::from_secs(1);
+/// How often the keyring is rotated again because something else changed it meanwhile.
+const ATTEMPTS: usize = 8;
 const FORMAT: u8 = 1;
 /// `format[1] commitment[32] root key[32]`.
 const LEN: usize = 1 + 32 + 32;
@@ -125,6 +132,41 @@ impl Node {
             Ok(ProposeOutcome::Conflict { .. }) => Ok(false),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    /// Gives the barrier and the log keys of the next term, under the root key that there is.
+    ///
+    /// # Errors
+    /// 503 when it kept changing; 500 when it failed, or is not known to have happened.
+    pub(super) async fn rotate_keyring(&self) -> Result<(), ApiError> {
+        let failed = |e: &dyn std::fmt::Display| ApiError::internal("rotating the keyring", e);
+        for _ in 0..ATTEMPTS {
+            let replica = self.replica().ok_or(ApiError::Sealed)?;
+            let keys = self.keys.read().clone().ok_or(ApiError::Sealed)?;
+            let (config, _) = self.present_config(keys.root())?;
+            let found = records::keyring(&*replica.state()).map_err(|e| failed(&e))?;
+            let (version, sealed) = found.ok_or_else(|| failed(&"the keyring is missing"))?;
+            let keyring = next_keyring(&keys, &sealed, replica.cluster_time_ms()).map_err(|e| failed(&e))?;
+            let term = keyring.barrier_terms().last().map_or(0, |term| term.term);
+            let key = records::keyring_key();
+            let value = keyring.seal(keys.root(), config.vault_id, config.root_generation);
+            let txn = Txn {
+                request_id: fresh_id(),
+                checks: vec![Check::Record { key: key.clone(), version: Some(version) }],
+                writes: vec![Write::Put { key, value: value.into() }],
+                ..Txn::default()
+            };
+            match replica.propose(txn).await {
+                Ok(ProposeOutcome::Applied(_) | ProposeOutcome::Duplicate { .. }) => {
+                    metrics::counter!("keystead_barrier_rotations_total").increment(1);
+                    tracing::info!(term, "the barrier key was rotated");
+                    return Ok(());
+                }
+                Ok(ProposeOutcome::Conflict { .. }) => {}
+                Err(error) => return Err(failed(&error)),
+            }
+        }
+        Err(ApiError::Busy("the keyring kept changing; try again".to_owned()))
     }
 
     fn keep_root(&self, commitment: [u8; 32], root: RootKey) {

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use super::auto::{AutoSeal, SealFault};
 use super::config::{Access, SealConfig, SealEntry, ShareSet};
-use super::init::SHAMIR_SEAL;
-use super::unattended::{entropy_of, mixed, wrapped_by_all};
+use super::init::{InitError, InitParams, SHAMIR_SEAL, reseal};
+use super::share::Share;
+use super::unattended::{entropy_of, mixed, recovery, wrapped_by_all};
 use super::wrap::Wrap;
 use crate::secret::{Kek, RootKey};
 
@@ -62,6 +63,31 @@ impl SealConfig {
         NewRoot { config, root, missing: Vec::new() }
     }
 
+    /// The same vault under a new root key, which new shares open and nothing else does.
+    ///
+    /// # Errors
+    /// [`InitError`] when shares and threshold do not fit.
+    pub fn rekeyed(&self, params: &InitParams) -> Result<(NewRoot, Vec<Share>), InitError> {
+        let root = RootKey::random();
+        let (config, shares) = reseal(self.vault_id, self.next_generation(), &root, params)?;
+        Ok((NewRoot { config, root, missing: Vec::new() }, shares))
+    }
+
+    /// The same vault and root key with new recovery shares, of a key of their own.
+    ///
+    /// # Errors
+    /// [`InitError`] when shares and threshold do not fit.
+    pub fn with_recovery(
+        &self,
+        params: &InitParams,
+        root: &RootKey,
+    ) -> Result<(Self, Vec<Share>), InitError> {
+        let (vault_id, generation) = (self.vault_id, self.root_generation);
+        let (set, shares) = recovery(vault_id, generation, params)?;
+        let seals = self.seals.clone();
+        Ok((Self::signed(vault_id, generation, seals, Some(set), params.now_ms, root), shares))
+    }
+
     fn next_generation(&self) -> u32 {
         self.root_generation.checked_add(1).expect("nobody rotates four billion times")
     }
@@ -70,7 +96,7 @@ impl SealConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seal::{FileSeal, InitParams, Share, ShareRejection, init_unattended};
+    use crate::seal::{FileSeal, ShareRejection, init, init_unattended};
 
     const PARAMS: InitParams = InitParams { shares: 3, threshold: 2, now_ms: 1 };
 
@@ -103,6 +129,35 @@ mod tests {
         // Recovery shares go on; nobody was handed any.
         assert!(made.output.shares.iter().all(|share| config.check_recovery_share(share).is_ok()));
         assert_eq!(config.check_share(&made.output.shares[0]), Err(ShareRejection::NoShamirSeal));
+    }
+
+    #[test]
+    fn new_shares_open_a_new_root_key_and_the_old_ones_are_stale() {
+        let old = init(&PARAMS).unwrap();
+        let (new, shares) =
+            old.seal_config.rekeyed(&InitParams { shares: 5, threshold: 3, now_ms: 2 }).unwrap();
+        let config = SealConfig::decode(&new.config.encode()).unwrap();
+        assert!(!new.root.ct_eq(&old.root_key) && config.verify(&old.root_key).is_err());
+        let stale = ShareRejection::Stale { share_generation: 1, current: 2 };
+        assert_eq!(config.check_share(&old.shares[0]), Err(stale));
+        assert!(shares.iter().all(|share| config.check_share(share).is_ok()));
+        let points: Vec<_> = shares.into_iter().skip(2).map(|share| share.point).collect();
+        assert!(config.unwrap_root(&points).unwrap().ct_eq(&new.root));
+        assert!(config.rekeyed(&InitParams { shares: 3, threshold: 1, now_ms: 2 }).is_err());
+    }
+
+    #[tokio::test]
+    async fn new_recovery_shares_take_the_place_of_the_old_ones_and_of_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let seals = seals(&dir);
+        let made = init_unattended(&PARAMS, Some(&PARAMS), &seals).await.unwrap();
+        let (old, root) = (made.output.seal_config, made.output.root_key);
+        let (config, shares) = old.with_recovery(&PARAMS, &root).unwrap();
+        let config = SealConfig::decode(&config.encode()).unwrap();
+        assert!(shares.iter().all(|share| config.check_recovery_share(share).is_ok()));
+        assert!(made.output.shares.iter().all(|share| config.check_recovery_share(share).is_err()));
+        assert!(made.break_glass.iter().all(|share| config.check_share(share).is_ok()));
+        assert_eq!(config.verify(&root), Ok(()));
     }
 
     #[tokio::test]

@@ -156,6 +156,21 @@ pub(super) async fn wrapped_by_all(
     (entries, missing)
 }
 
+/// Recovery shares. They are of a key of their own, so that they can become those of a Shamir seal.
+pub(super) fn recovery(
+    vault_id: VaultId,
+    generation: u32,
+    params: &InitParams,
+) -> Result<(ShareSet, Vec<Share>), InitError> {
+    if params.threshold == 1 && params.shares > 1 {
+        return Err(InitError::ThresholdOne);
+    }
+    let points = split(Kek::random().expose(), params.shares, params.threshold)?;
+    let set = ShareSet::of(random_array(), vault_id, generation, &points, params.threshold);
+    let shares = points.into_iter().map(|point| Share::new(vault_id, generation, point)).collect();
+    Ok((set, shares))
+}
+
 /// A vault whose root key seals keep, and what became of those that could not.
 pub struct UnattendedInit {
     /// The vault; its shares are the recovery shares.
@@ -187,12 +202,7 @@ pub async fn init_unattended(
     seals: &[Arc<dyn AutoSeal>],
 ) -> Result<UnattendedInit, UnattendedInitError> {
     let (vault_id, generation) = (VaultId(random_array()), 1);
-    if params.threshold == 1 && params.shares > 1 {
-        return Err(InitError::ThresholdOne.into());
-    }
-    // The shares are of a key of their own, so that they can become those of a Shamir seal.
-    let points = split(Kek::random().expose(), params.shares, params.threshold).map_err(InitError::from)?;
-    let recovery = ShareSet::of(random_array(), vault_id, generation, &points, params.threshold);
+    let (recovery, shares) = recovery(vault_id, generation, params)?;
     let all: Vec<&dyn AutoSeal> = seals.iter().map(|seal| &**seal).collect();
     let entropy = entropy_of(&all).await;
     let root_key = RootKey::filled(|key| mixed(key, &entropy));
@@ -209,7 +219,6 @@ pub async fn init_unattended(
     }
     let seal_config =
         SealConfig::signed(vault_id, generation, entries, Some(recovery), params.now_ms, &root_key);
-    let shares = points.into_iter().map(|point| Share::new(vault_id, generation, point)).collect();
     let output = InitOutput { seal_config, root_key, shares };
     Ok(UnattendedInit { output, break_glass: for_the_worst, missing })
 }

@@ -1,0 +1,285 @@
+//! New unseal shares with a new root key, root tokens made by key holders, and the rotation of the barrier key.
+#![allow(clippy::unwrap_used)] // in a test, a panic is the report
+
+mod common;
+#[path = "common/digests.rs"]
+mod digests;
+#[path = "common/unattended.rs"]
+mod unattended;
+
+use std::time::Duration;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
+use common::{ready, three};
+use keystead_chaos::{Client, Cluster, Node, Response, load, wait};
+use serde_json::{Value, json};
+use unattended::{Keys, SOON, init, open, with};
+
+/// Someone with a share and no token.
+async fn ask(node: &Node, method: &str, path: &str, body: Value) -> Response {
+    let body = (!body.is_null()).then_some(&body);
+    node.client().without_token().call(method, &format!("sys/{path}"), body).await.unwrap()
+}
+
+async fn begin(node: &Node, body: Value) -> String {
+    let begun = ask(node, "PUT", "rekey/init", body).await.ok().unwrap().json();
+    assert_eq!(begun["started"], true, "{begun}");
+    begun["nonce"].as_str().unwrap().to_owned()
+}
+
+/// Enters a threshold of shares, and gives the answer to the last.
+async fn agree(node: &Node, path: &str, nonce: &str, shares: &[String]) -> Value {
+    let mut last = Value::Null;
+    for share in shares {
+        last = ask(node, "PUT", path, json!({ "key": share, "nonce": nonce })).await.ok().unwrap().json();
+    }
+    assert_eq!(last["complete"], true, "{last}");
+    last
+}
+
+fn shares(made: &Value) -> Vec<String> {
+    serde_json::from_value(made["keys_base64"].clone()).unwrap()
+}
+
+fn threshold(cluster: &Cluster) -> Vec<String> {
+    cluster.shares()[..3].to_vec()
+}
+
+fn refused(response: &Response, text: &str) {
+    assert_eq!(response.status, 400, "{}", response.text());
+    assert!(response.errors().contains(text), "{}", response.text());
+}
+
+/// Restarts a node, which the former shares do not open and the new ones do.
+async fn restarted(cluster: &Cluster, at: usize, old: &[String], made: u8, new: &[String]) {
+    let node = cluster.at(at);
+    node.stop().await.unwrap();
+    node.start().await.unwrap();
+    // What it has in its log alone counts when a leader says so.
+    wait::until("the node to know of the new shares", SOON, || async {
+        let status = node.seal_status().await.map_err(|error| error.to_string())?;
+        if status["n"] == made { Ok(()) } else { Err(status.to_string()) }
+    })
+    .await
+    .unwrap();
+    let unseal =
+        async |share: &String| node.call("PUT", "sys/unseal", Some(&json!({ "key": share }))).await.unwrap();
+    refused(&unseal(&old[0]).await, "stale: it is of root key generation 1");
+    for share in new {
+        unseal(share).await.ok().unwrap();
+    }
+    open(node).await;
+}
+
+#[tokio::test]
+async fn new_shares_are_made_under_load_and_the_former_ones_open_nothing() {
+    let mut cluster = ready().await;
+    let leader = cluster.leader().await.unwrap();
+    let standby = cluster.others(leader)[0];
+    let (old, node) = (threshold(&cluster), cluster.at(standby));
+    let clients: Vec<Client> = cluster.nodes().iter().map(Node::client).collect();
+    let load = load::Load::start(&clients, 3, Duration::from_millis(2));
+    // A standby forwards.
+    let nonce = begin(node, json!({ "secret_shares": 5, "secret_threshold": 3 })).await;
+    let made = agree(node, "rekey/update", &nonce, &old).await;
+    let new = shares(&made);
+    assert_eq!((new.len(), &made["verification_required"]), (5, &json!(false)));
+    let so_far = load.acknowledged();
+    wait::until("writes under the new root key", SOON, || async {
+        match load.acknowledged() > so_far + 200 {
+            true => Ok(()),
+            false => Err(load.acknowledged().to_string()),
+        }
+    })
+    .await
+    .unwrap();
+    for node in cluster.nodes() {
+        let status = open(node).await;
+        assert_eq!((&status["t"], &status["n"]), (&json!(3), &json!(5)), "{status}");
+    }
+    let history = load.stop().await;
+    assert_eq!(history.count(load::Ended::Refused), 0, "{:?}", history.refusals);
+    restarted(&cluster, standby, &old, 5, &new[2..]).await;
+    restarted(&cluster, leader, &old, 5, &new[..3]).await;
+    cluster.replace_shares(new);
+    cluster.voters(3, SOON).await.unwrap();
+    history.check(&cluster, &[0, 1, 2]).await.unwrap();
+    digests::equal(&cluster).await;
+    // The former ones make nothing either.
+    let node = cluster.at(standby);
+    let nonce = begin(node, json!({ "secret_shares": 1, "secret_threshold": 1 })).await;
+    let answer = ask(node, "PUT", "rekey/update", json!({ "key": old[0], "nonce": nonce })).await;
+    refused(&answer, "stale: it is of root key generation 1");
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_rekey_is_said_and_changes_nothing() {
+    let cluster = ready().await;
+    let (node, old) = (cluster.at(0), threshold(&cluster));
+    let init = async |body: Value| ask(node, "PUT", "rekey/init", body).await;
+    let update = async |key: &str, nonce: &str| {
+        ask(node, "PUT", "rekey/update", json!({ "key": key, "nonce": nonce })).await
+    };
+    let numbers = json!({ "secret_shares": 3, "secret_threshold": 2 });
+    refused(&init(json!({ "secret_shares": 2, "secret_threshold": 3 })).await, "threshold cannot be larger");
+    let backup = json!({ "secret_shares": 3, "secret_threshold": 2, "backup": true });
+    refused(&init(backup).await, "without providing PGP keys");
+    let mut keys = numbers.clone();
+    keys["pgp_keys"] = json!(["AAAA"]);
+    refused(&init(keys.clone()).await, "incorrect number of PGP keys");
+    keys["pgp_keys"] = json!(["AAAA", "AAAA", "AAAA"]);
+    refused(&init(keys).await, "error parsing given PGP key");
+    refused(&update(&old[0], "x").await, "no barrier rekey in progress");
+    refused(&ask(node, "GET", "rekey/verify", Value::Null).await, "no rekey configuration found");
+    let recovery = ask(node, "PUT", "rekey-recovery-key/init", numbers.clone()).await;
+    refused(&recovery, "recovery rekeying not supported");
+
+    let nonce = begin(node, numbers.clone()).await;
+    refused(&init(numbers).await, "rekey already in progress");
+    let wrong = update(&old[0], "x").await;
+    refused(&wrong, "incorrect nonce supplied");
+    assert!(!wrong.errors().contains(&nonce), "it is not for outsiders: {}", wrong.text());
+    refused(&update(&"07".repeat(33), &nonce).await, "is none of this vault's present shares");
+    let one = update(&old[0], &nonce).await.ok().unwrap().json();
+    assert_eq!((&one["progress"], &one["required"]), (&json!(1), &json!(3)), "{one}");
+    refused(&update(&old[0], &nonce).await, "already been provided");
+    let seen = ask(node, "GET", "rekey/init", Value::Null).await.ok().unwrap().json();
+    assert_eq!((&seen["nonce"], &seen["progress"]), (&json!(""), &json!(1)), "{seen}");
+    let seen = node.call("GET", "sys/rekey/init", None).await.unwrap().json();
+    assert_eq!(seen["nonce"], json!(nonce), "who has a token is told: {seen}");
+    // An outsider does not undo what holders have agreed to; who has the nonce does.
+    refused(&ask(node, "DELETE", "rekey/init", Value::Null).await, "cancelled by who has its nonce");
+    let path = format!("rekey/init?nonce={nonce}");
+    assert_eq!(ask(node, "DELETE", &path, Value::Null).await.status, 204);
+    refused(&update(&old[1], &nonce).await, "no barrier rekey in progress");
+    cluster.at(1).stop().await.unwrap();
+    cluster.bring_back(1).await.unwrap();
+}
+
+#[tokio::test]
+async fn with_verification_the_former_shares_count_until_the_new_ones_were_entered() {
+    let mut cluster = ready().await;
+    let (node, old) = (cluster.at(0), threshold(&cluster));
+    let body = json!({ "secret_shares": 3, "secret_threshold": 3, "require_verification": true });
+    let nonce = begin(node, body).await;
+    let made = agree(node, "rekey/update", &nonce, &old).await;
+    let (new, verification) = (shares(&made), made["verification_nonce"].as_str().unwrap());
+    let again = ask(node, "PUT", "rekey/update", json!({ "key": old[0], "nonce": nonce })).await;
+    refused(&again, "verification must be performed");
+    // A standby restarts with the former ones meanwhile.
+    let standby = cluster.others(cluster.leader().await.unwrap())[0];
+    cluster.at(standby).stop().await.unwrap();
+    cluster.bring_back(standby).await.unwrap();
+    let verify = async |key: &str, nonce: &str| {
+        ask(node, "PUT", "rekey/verify", json!({ "key": key, "nonce": nonce })).await
+    };
+    refused(&verify(&new[0], &nonce).await, "incorrect nonce supplied");
+    refused(&verify(&old[0], verification).await, "stale: it is of root key generation 1");
+    let one = verify(&new[0], verification).await.ok().unwrap().json();
+    assert_eq!((&one["progress"], &one["started"]), (&json!(1), &json!(true)), "{one}");
+    let path = format!("rekey/verify?nonce={verification}");
+    let renamed = ask(node, "DELETE", &path, Value::Null).await.ok().unwrap().json();
+    assert_eq!(renamed["progress"], 0, "{renamed}");
+    let verification = renamed["nonce"].as_str().unwrap();
+    assert_eq!(agree(node, "rekey/verify", verification, &new).await["nonce"], json!(verification));
+    for node in cluster.nodes() {
+        open(node).await;
+    }
+    restarted(&cluster, standby, &old, 3, &new).await;
+    cluster.replace_shares(new);
+    digests::equal(&cluster).await;
+}
+
+#[tokio::test]
+async fn a_leader_that_dies_in_the_middle_leaves_the_former_shares() {
+    let cluster = ready().await;
+    let old = threshold(&cluster);
+    let leader = cluster.leader().await.unwrap();
+    let body = json!({ "secret_shares": 3, "secret_threshold": 2, "require_verification": true });
+    let nonce = begin(cluster.at(leader), body).await;
+    let made = agree(cluster.at(leader), "rekey/update", &nonce, &old).await;
+    cluster.at(leader).kill();
+    let survivors = cluster.others(leader);
+    cluster.leader_among(&survivors, SOON).await.unwrap();
+    cluster.serves(survivors[0], SOON).await.unwrap();
+    let idle = ask(cluster.at(survivors[0]), "GET", "rekey/init", Value::Null).await.ok().unwrap().json();
+    assert_eq!(idle["started"], false, "{idle}");
+    let verify = json!({ "key": shares(&made)[0], "nonce": made["verification_nonce"] });
+    let answer = ask(cluster.at(survivors[0]), "PUT", "rekey/verify", verify).await;
+    refused(&answer, "no rekey configuration found");
+    cluster.bring_back(leader).await.unwrap();
+    digests::equal(&cluster).await;
+}
+
+/// The token that an answer has in it.
+fn decoded(answer: &Value, otp: &str) -> String {
+    let mixed = STANDARD_NO_PAD.decode(answer["encoded_token"].as_str().unwrap()).unwrap();
+    assert_eq!(mixed.len(), otp.len());
+    String::from_utf8(mixed.iter().zip(otp.bytes()).map(|(a, b)| a ^ b).collect()).unwrap()
+}
+
+#[tokio::test]
+async fn key_holders_make_a_root_token_and_the_barrier_key_is_rotated_with_it() {
+    let cluster = ready().await;
+    let (node, holders) = (cluster.at(1), threshold(&cluster));
+    let attempt = "generate-root/attempt";
+    let short = ask(node, "PUT", attempt, json!({ "otp": "short" })).await;
+    refused(&short, "OTP string has incorrect length");
+    let update = json!({ "key": holders[0], "nonce": "x" });
+    let early = ask(node, "PUT", "generate-root/update", update).await;
+    refused(&early, "no root generation in progress");
+    let begun = ask(node, "PUT", attempt, json!({})).await.ok().unwrap().json();
+    let (nonce, otp) = (begun["nonce"].as_str().unwrap(), begun["otp"].as_str().unwrap());
+    assert_eq!(begun["otp_length"], json!(otp.len()));
+    refused(&ask(node, "PUT", attempt, json!({})).await, "root generation already in progress");
+    let seen = ask(node, "GET", attempt, Value::Null).await.ok().unwrap().json();
+    assert_eq!((&seen["otp"], &seen["nonce"], &seen["started"]), (&json!(""), &json!(""), &json!(true)));
+    let made = agree(node, "generate-root/update", nonce, &holders).await;
+    let token = decoded(&made, otp);
+    let client = cluster.at(2).client().with_token(token);
+    let own = client.call("GET", "auth/token/lookup-self", None).await.unwrap().ok().unwrap().data();
+    assert_eq!(own["policies"], json!(["root"]));
+
+    let status = async |client: &Client| {
+        client.call("GET", "sys/key-status", None).await.unwrap().ok().unwrap().data()["term"].clone()
+    };
+    node.put("a", &json!({ "v": "before" })).await.unwrap();
+    assert_eq!(status(&client).await, 1);
+    let nobody = ask(node, "PUT", "rotate", json!({})).await;
+    assert_eq!(nobody.status, 403);
+    assert_eq!(client.call("PUT", "sys/rotate", Some(&json!({}))).await.unwrap().status, 204);
+    for node in cluster.nodes() {
+        assert_eq!(status(&node.client()).await, 2, "{}", node.name());
+        assert_eq!(node.get("a").await.unwrap().unwrap()["v"], "before");
+    }
+    cluster.at(0).stop().await.unwrap();
+    cluster.bring_back(0).await.unwrap();
+    digests::equal(&cluster).await;
+}
+
+#[tokio::test]
+async fn where_seals_open_the_vault_recovery_shares_have_the_say_and_are_replaced() {
+    let keys = Keys::new();
+    let cluster = Box::pin(with(three(), keys.stanzas(&["file"])).start()).await.unwrap();
+    let recovery = init(&cluster).await;
+    cluster.voters(3, SOON).await.unwrap();
+    for node in cluster.nodes() {
+        open(node).await;
+    }
+    let node = cluster.at(0);
+    let numbers = json!({ "secret_shares": 3, "secret_threshold": 2, "require_verification": true });
+    refused(&ask(node, "PUT", "rekey/init", numbers.clone()).await, "is opened by its seals");
+    let begun = ask(node, "PUT", "rekey-recovery-key/init", numbers).await.ok().unwrap().json();
+    let nonce = begun["nonce"].as_str().unwrap();
+    let made = agree(node, "rekey-recovery-key/update", nonce, &recovery[..3]).await;
+    let (new, verification) = (shares(&made), made["verification_nonce"].as_str().unwrap());
+    agree(node, "rekey-recovery-key/verify", verification, &new[1..]).await;
+    let begun = ask(node, "PUT", "generate-root/attempt", json!({})).await.ok().unwrap().json();
+    let (nonce, otp) = (begun["nonce"].as_str().unwrap(), begun["otp"].as_str().unwrap());
+    let former = json!({ "key": recovery[0], "nonce": nonce });
+    refused(&ask(node, "PUT", "generate-root/update", former).await, "this takes recovery shares");
+    let made = agree(node, "generate-root/update", nonce, &new[..2]).await;
+    let client = node.client().with_token(decoded(&made, otp));
+    client.call("GET", "auth/token/lookup-self", None).await.unwrap().ok().unwrap();
+    digests::equal(&cluster).await;
+}
