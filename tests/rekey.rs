@@ -283,3 +283,62 @@ async fn where_seals_open_the_vault_recovery_shares_have_the_say_and_are_replace
     client.call("GET", "auth/token/lookup-self", None).await.unwrap().ok().unwrap();
     digests::equal(&cluster).await;
 }
+
+/// Runs a command that has to succeed, and gives its answer in JSON.
+async fn command(cluster: &Cluster, args: &[&str]) -> Value {
+    let args = [&["operator", args[0], "-format=json"], &args[1..]].concat();
+    let done = cluster.cli(0).run(&args).await.unwrap();
+    assert_eq!(done.code, 0, "{args:?}: {}{}", done.stdout, done.stderr);
+    serde_json::from_str(&done.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn the_command_line_goes_through_all_of_it() {
+    let cluster = Box::pin(common::one().ready()).await.unwrap();
+    let shares_now = threshold(&cluster);
+    let run = async |args: &[&str]| {
+        let done = cluster.cli(0).run(&[&["operator"], args].concat()).await.unwrap();
+        (done.code, done.stdout, done.stderr)
+    };
+    let (code, out, _) = run(&["rekey", "-status"]).await;
+    assert_eq!((code, out.as_str()), (0, "Nonce      n/a\nStarted    false\n"));
+    let (code, _, err) = run(&["rekey", "-nonce=x", "KEY"]).await;
+    assert!(code == 1 && err.contains("No rekey is in progress"), "{code} {err}");
+    let init = ["rekey", "-init", "-key-shares=3", "-key-threshold=2", "-verify"];
+    let (code, out, err) = run(&init).await;
+    assert!(code == 0 && out.contains("Rekey Progress           0/3"), "{code} {out}");
+    assert!(err.contains("WARNING! If you lose the keys"), "{err}");
+    let (code, _, err) = run(&["rekey", &shares_now[0]]).await;
+    assert!(code == 1 && err.contains("Missing nonce value"), "{code} {err}");
+    let nonce = command(&cluster, &["rekey", "-status"]).await["nonce"].as_str().unwrap().to_owned();
+    let nonce = format!("-nonce={nonce}");
+    let mut made = Value::Null;
+    for share in &shares_now {
+        made = command(&cluster, &["rekey", &nonce, share]).await;
+    }
+    let (new, verification) = (shares(&made), made["verification_nonce"].as_str().unwrap());
+    let verification = format!("-nonce={verification}");
+    let (code, out, err) = run(&["rekey", "-verify", &verification, &new[0]]).await;
+    assert!(code == 0 && out.contains("Verification Progress    1/2"), "{code} {out}{err}");
+    let (code, out, err) = run(&["rekey", "-verify", &verification, &new[1]]).await;
+    assert!(code == 0 && out.starts_with("Rekey verification successful."), "{code} {out}{err}");
+
+    let begun = command(&cluster, &["generate-root", "-init"]).await;
+    let nonce = format!("-nonce={}", begun["nonce"].as_str().unwrap());
+    command(&cluster, &["generate-root", &nonce, &new[0]]).await;
+    let made = command(&cluster, &["generate-root", &nonce, &new[2]]).await;
+    let encoded = format!("-decode={}", made["encoded_token"].as_str().unwrap());
+    let otp = format!("-otp={}", begun["otp"].as_str().unwrap());
+    let token = command(&cluster, &["generate-root", &encoded, &otp]).await;
+    let client = cluster.at(0).client().with_token(token["token"].as_str().unwrap());
+    client.call("GET", "auth/token/lookup-self", None).await.unwrap().ok().unwrap();
+    let (code, _, err) = run(&["generate-root", &encoded, "-otp=short"]).await;
+    assert!(code == 1 && err.contains("the password has 5"), "{code} {err}");
+    let (code, otp, _) = run(&["generate-root", "-generate-otp"]).await;
+    assert_eq!((code, otp.trim_end().len()), (0, 28));
+    let (code, out, err) = run(&["rotate"]).await;
+    assert!(code == 0 && out.starts_with("Success! Rotated key\n\nKey Term            3\n"), "{out}{err}");
+    command(&cluster, &["rekey", "-init"]).await;
+    let (code, out, err) = run(&["rekey", "-cancel"]).await;
+    assert_eq!((code, out.trim_end()), (0, "Success! Canceled rekeying (if it was started)"), "{err}");
+}

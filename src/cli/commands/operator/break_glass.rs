@@ -1,9 +1,8 @@
 //! `operator break-glass status`, `enable` and `disable`.
 
 use serde_json::{Map, Value, json};
-use zeroize::Zeroizing;
 
-use super::wipe;
+use super::{entered, wipe};
 use crate::cli::flags::{Flag, Kind};
 use crate::cli::output::{self, Document, Format};
 use crate::cli::session::Session;
@@ -172,18 +171,7 @@ fn update(
     progress: &Map<String, Value>,
 ) -> Outcome {
     let running = text(progress, "nonce").unwrap_or_default();
-    let (key, nonce) = match invocation.args.first_mut().map(std::mem::take) {
-        Some(key) => {
-            let nonce = invocation.flags.text("nonce").map(str::to_owned);
-            let nonce = nonce
-                .ok_or_else(|| invocation.fail("Missing nonce value: specify it via the -nonce flag"))?;
-            (Zeroizing::new(key), nonce)
-        }
-        None => {
-            let nonce = invocation.flags.text("nonce").map_or(running, str::to_owned);
-            (prompt(invocation, &nonce)?, nonce)
-        }
-    };
+    let (key, nonce) = entered(invocation, "Break-glass operation", "Recovery Key", &running)?;
     let body = json!({ "key": key.trim(), "nonce": nonce });
     let answer = session.send("PUT", &format!("sys/break-glass/{change}/update"), Some(&body));
     wipe(body);
@@ -200,19 +188,6 @@ fn update(
     let fields = ["nonce", "complete", "n", "t", "keys", "keys_base64"];
     let fields = fields.map(|key| (key, answer.get(key).cloned().unwrap_or_default()));
     Ok(output::print(ui, format, Document::object(fields)))
-}
-
-fn prompt(invocation: &mut Invocation<'_, '_>, nonce: &str) -> Result<Zeroizing<String>, i32> {
-    if invocation.flags.bool("non-interactive") {
-        return Err(invocation.fail("Refusing to ask for the recovery key with -non-interactive set"));
-    }
-    let question = format!("Break-glass operation nonce: {nonce}\nRecovery Key (will be hidden): ");
-    invocation.ui.ask_hidden(&question, true).map_err(|error| {
-        let text = "An error occurred attempting to ask for the recovery key. You should run the command from a \
-                    terminal. If this is not an option, the key can be provided as the first argument, with -nonce. \
-                    The raw error was:";
-        invocation.fail(&format!("{}\n\n{error}", wrap(text, 0)))
-    })
 }
 
 fn completed(change: &str, answer: &Map<String, Value>) -> String {

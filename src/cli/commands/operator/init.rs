@@ -122,7 +122,8 @@ fn body(invocation: &mut Invocation<'_, '_>, recovery: bool) -> Result<Value, i3
     body.map_err(|why: String| invocation.fail(&why))
 }
 
-fn pgp_keys(files: &[&str]) -> Result<Value, String> {
+/// The keys in files, in base64; null for none.
+pub(super) fn pgp_keys(files: &[&str]) -> Result<Value, String> {
     if files.is_empty() {
         return Ok(Value::Null);
     }
@@ -130,7 +131,7 @@ fn pgp_keys(files: &[&str]) -> Result<Value, String> {
 }
 
 /// A key's file as base64 of the binary key, whichever of its forms the file has.
-fn pgp_key(file: &str) -> Result<String, String> {
+pub(super) fn pgp_key(file: &str) -> Result<String, String> {
     let refused = |why: String| format!("invalid value {file:?} for flag -pgp-keys: {why}");
     if file.starts_with("keybase:") {
         return Err(refused("keys are not fetched from Keybase; save the key to a file".to_owned()));

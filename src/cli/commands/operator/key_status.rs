@@ -1,14 +1,31 @@
-//! `operator key-status`.
+//! `operator key-status` and `operator rotate`.
 
 use serde_json::{Map, Value};
 
 use crate::cli::output::{self, Document, Format};
+use crate::cli::session::Session;
 use crate::cli::time::Timestamp;
 use crate::cli::{Invocation, Outcome};
 
 pub fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
     invocation.expect_args(0)?;
     let session = invocation.session()?;
+    show(invocation, &session)
+}
+
+/// `operator rotate`: the status follows.
+pub fn rotate(invocation: &mut Invocation<'_, '_>) -> Outcome {
+    invocation.expect_args(0)?;
+    let session = invocation.session()?;
+    let answer = session.send("PUT", "sys/rotate", None);
+    answer.map_err(|error| invocation.refused("Error rotating key", &error))?;
+    if invocation.format == Format::Table {
+        invocation.ui.output("Success! Rotated key\n");
+    }
+    show(invocation, &session)
+}
+
+fn show(invocation: &mut Invocation<'_, '_>, session: &Session) -> Outcome {
     let answer = session.read("sys/key-status", &[]);
     let answer = answer.map_err(|error| invocation.refused("Error reading key status", &error))?;
     let status = answer.and_then(|secret| secret.data).unwrap_or_default();

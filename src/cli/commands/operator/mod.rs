@@ -2,11 +2,13 @@
 
 mod break_glass;
 mod diagnose;
+mod generate_root;
 mod init;
 mod key_status;
 mod members;
 mod raft;
 mod rebuild;
+mod rekey;
 mod seal;
 mod unseal;
 mod verify_share;
@@ -14,8 +16,9 @@ mod verify_share;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use crate::cli::Command;
 use crate::cli::flags::{Flag, Kind};
+use crate::cli::ui::wrap;
+use crate::cli::{Command, Invocation};
 
 /// The table's entries.
 pub const COMMANDS: &[Command] = &[
@@ -108,6 +111,42 @@ pub const COMMANDS: &[Command] = &[
         ..Command::DEFAULT
     },
     Command {
+        name: "operator rotate",
+        synopsis: "Rotates the encryption key",
+        about: "Makes a new key that new data are sealed with. What was sealed before stays readable; shares and tokens\n\
+                stay what they are.",
+        run: Some(key_status::rotate),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator rekey",
+        synopsis: "Makes new unseal shares",
+        arguments: "[options] [KEY]",
+        about: "Makes new unseal shares and a new root key with them, when enough of the present shares have been\n\
+                entered: one with each command, as an argument with -nonce, or typed unseen.\n\n    \
+                $ {program} operator rekey -init -key-shares=5 -key-threshold=3 -verify\n    \
+                $ {program} operator rekey -nonce=NONCE\n    \
+                $ {program} operator rekey -verify -nonce=NONCE\n\n\
+                With -verify the former shares count until the new ones have been entered as well, so that shares\n\
+                which got lost on their way lock nobody out.",
+        flags: rekey::FLAGS,
+        run: Some(rekey::run),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator generate-root",
+        synopsis: "Makes a root token with shares",
+        arguments: "[options] [KEY]",
+        about: "Makes a root token when enough shares have been entered: unseal shares, or recovery shares where seals\n\
+                open the cluster. It is encrypted with a one-time password, or with a PGP key.\n\n    \
+                $ {program} operator generate-root -init\n    \
+                $ {program} operator generate-root -nonce=NONCE\n    \
+                $ {program} operator generate-root -decode=TOKEN -otp=PASSWORD",
+        flags: generate_root::FLAGS,
+        run: Some(generate_root::run),
+        ..Command::DEFAULT
+    },
+    Command {
         name: "operator members",
         synopsis: "Lists the nodes that serve",
         about: "Lists the active node and those that stand by, and when each was last heard of.",
@@ -172,6 +211,47 @@ pub const COMMANDS: &[Command] = &[
         ..Command::DEFAULT
     },
 ];
+
+/// The share among the arguments (`-`: on the standard input), which needs the nonce of the operation, else from the
+/// terminal, with the nonce that is `running` unless another is given.
+fn entered(
+    invocation: &mut Invocation<'_, '_>,
+    operation: &str,
+    share: &str,
+    running: &str,
+) -> Result<(Zeroizing<String>, String), i32> {
+    let given = invocation.flags.text("nonce").filter(|nonce| !nonce.is_empty()).map(str::to_owned);
+    let missing = "Missing nonce value: specify it via the -nonce flag";
+    let argument = invocation.args.first_mut().map(std::mem::take).map(Zeroizing::new);
+    if let Some(argument) = argument {
+        let nonce = given.ok_or_else(|| invocation.fail(missing))?;
+        if *argument != "-" {
+            return Ok((argument, nonce));
+        }
+        let input = invocation.ui.read_input();
+        let input =
+            input.map_err(|error| invocation.fail(&format!("Failed to read the key from stdin: {error}")))?;
+        let text = std::str::from_utf8(&input).map(|text| Zeroizing::new(text.trim().to_owned()));
+        return text.map(|text| (text, nonce)).map_err(|_| invocation.fail("The key on stdin is no text"));
+    }
+    let nonce = given.unwrap_or_else(|| running.to_owned());
+    if nonce.is_empty() {
+        return Err(invocation.fail(missing));
+    }
+    let name = share.to_lowercase();
+    if invocation.flags.bool("non-interactive") {
+        return Err(invocation.fail(&format!("Refusing to ask for the {name} with -non-interactive set")));
+    }
+    let question = format!("{operation} nonce: {nonce}\n{share} (will be hidden): ");
+    let key = invocation.ui.ask_hidden(&question, true).map_err(|error| {
+        let text = format!(
+            "An error occurred attempting to ask for the {name}. You should run the command from a terminal. If this is \
+             not an option, the key can be provided as the first argument, with -nonce. The raw error was:"
+        );
+        invocation.fail(&format!("{}\n\n{error}", wrap(&text, 0)))
+    })?;
+    Ok((key, nonce))
+}
 
 /// Wipes the copy of the share in a request's body.
 fn wipe(body: Value) {
