@@ -149,6 +149,12 @@ async fn what_is_wrong_with_a_rekey_is_said_and_changes_nothing() {
     assert_eq!(seen["nonce"], json!(nonce), "who has a token is told: {seen}");
     // An outsider does not undo what holders have agreed to; who has the nonce does.
     refused(&ask(node, "DELETE", "rekey/init", Value::Null).await, "cancelled by who has its nonce");
+    for method in ["GET", "DELETE"] {
+        let other = ask(node, method, "rekey-recovery-key/init", Value::Null).await;
+        refused(&other, "recovery rekeying not supported");
+    }
+    let seen = ask(node, "GET", "rekey/init", Value::Null).await.ok().unwrap().json();
+    assert_eq!((&seen["started"], &seen["progress"]), (&json!(true), &json!(1)), "{seen}");
     let path = format!("rekey/init?nonce={nonce}");
     assert_eq!(ask(node, "DELETE", &path, Value::Null).await.status, 204);
     refused(&update(&old[1], &nonce).await, "no barrier rekey in progress");
@@ -271,6 +277,10 @@ async fn where_seals_open_the_vault_recovery_shares_have_the_say_and_are_replace
     refused(&ask(node, "PUT", "rekey/init", numbers.clone()).await, "is opened by its seals");
     let begun = ask(node, "PUT", "rekey-recovery-key/init", numbers).await.ok().unwrap().json();
     let nonce = begun["nonce"].as_str().unwrap();
+    // Nor does asking under the other name.
+    let other = ask(node, "GET", "rekey/init", Value::Null).await.ok().unwrap().json();
+    assert_eq!(other["started"], false, "{other}");
+    assert_eq!(ask(node, "DELETE", "rekey/init", Value::Null).await.status, 204);
     let made = agree(node, "rekey-recovery-key/update", nonce, &recovery[..3]).await;
     let (new, verification) = (shares(&made), made["verification_nonce"].as_str().unwrap());
     agree(node, "rekey-recovery-key/verify", verification, &new[1..]).await;

@@ -96,10 +96,19 @@ impl Node {
         let keys = self.keys.read().clone().ok_or(ApiError::Sealed)?;
         let mut current = self.rekey.lock().await;
         let term = replica.leadership().borrow().term;
-        current.take_if(|rekey| rekey.attempt.term() != term || rekey.target != target);
         let (config, version) = self.present_config(keys.root())?;
+        // What is asked for under the other name must not end what is in progress under this one.
         if target == RekeyTarget::Recovery {
             check(target, &config)?;
+        }
+        // After a migration the vault has shares of the other kind.
+        current.take_if(|rekey| rekey.attempt.term() != term || check(rekey.target, &config).is_err());
+        if current.as_ref().is_some_and(|rekey| rekey.target != target) {
+            return match request {
+                RekeyRequest::Status => Ok(status(None, &config, target, trusted)),
+                RekeyRequest::Cancel { .. } => Ok(Map::new()),
+                _ => check(target, &config).map(|()| Map::new()),
+            };
         }
         match request {
             RekeyRequest::Status => Ok(status(current.as_ref(), &config, target, trusted)),
