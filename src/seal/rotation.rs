@@ -9,7 +9,7 @@ use super::auto::{AutoSeal, SealFault};
 use super::config::{Access, SealConfig, SealEntry, ShareSet};
 use super::init::{InitError, InitParams, SHAMIR_SEAL, reseal};
 use super::share::Share;
-use super::unattended::{entropy_of, mixed, recovery, wrapped_by_all};
+use super::unattended::{draw_entropy, recovery, wrapped_by_all};
 use super::wrap::Wrap;
 use crate::secret::{Kek, RootKey};
 
@@ -40,8 +40,8 @@ impl SealConfig {
     ) -> Result<NewRoot, SealFault> {
         let (vault_id, generation) = (self.vault_id, self.next_generation());
         let all: Vec<&dyn AutoSeal> = seals.iter().map(|seal| &**seal).collect();
-        let entropy = entropy_of(&all).await;
-        let root = RootKey::filled(|key| mixed(key, &entropy));
+        draw_entropy(&all).await;
+        let root = RootKey::random();
         let (entries, missing) = wrapped_by_all(seals, vault_id, generation, &root).await;
         if entries.is_empty() {
             let none = || SealFault::NeedsOperator("no seal is configured".to_owned());

@@ -7,7 +7,7 @@
 use zeroize::Zeroizing;
 
 use super::gf256::{invert, mul};
-use crate::secret::{ShareBytes, fill_random};
+use crate::secret::{ShareBytes, fill_key};
 
 /// One point on all 32 polynomials: the core of a share.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ pub fn split(secret: &[u8; 32], shares: u8, threshold: u8) -> Result<Vec<SharePo
     }
     // One polynomial per byte, the 32 coefficients of one power side by side, the highest power first.
     let mut coefficients = Zeroizing::new(vec![0; 32 * usize::from(threshold - 1)]);
-    fill_random(&mut coefficients);
+    fill_key(&mut coefficients);
     let at = |x: u8| {
         let y = ShareBytes::filled(|y| {
             // Horner's rule; the secret is the coefficient of the zeroth power.

@@ -2,9 +2,6 @@
 
 use std::sync::Arc;
 
-use hkdf::Hkdf;
-use sha2::Sha256;
-
 use super::auto::{AutoSeal, SealFault, SealedKek};
 use super::config::{Access, SealConfig, SealConfigError, SealEntry, ShareSet};
 use super::init::{BREAK_GLASS_SEAL, InitError, InitOutput, InitParams, shared};
@@ -12,11 +9,10 @@ use super::shamir::split;
 use super::share::Share;
 use super::wrap::{Wrap, WrapError};
 use crate::barrier::{Aad, VaultId};
-use crate::secret::{Kek, RootKey, SecretBytes, fill_random, on_wiped_stack, random_array};
+use crate::secret::{Kek, RootKey, random_array, stir};
 
 const KEK_TAG: &str = "keystead/v1/sealed-kek";
 const CANARY_TAG: &str = "keystead/v1/seal-canary";
-const MIX_TAG: &[u8] = b"keystead/v1/entropy";
 
 /// Why a seal did not open the root key.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +39,8 @@ impl SealEntry {
         root_generation: u32,
         root: &RootKey,
     ) -> Result<Self, SealFault> {
-        let entropy = entropy_of(&[seal]).await;
-        let kek = Kek::filled(|key| mixed(key, &entropy));
+        draw_entropy(&[seal]).await;
+        let kek = Kek::random();
         let wrap = Wrap::seal(vault_id, seal.name(), root_generation, &kek, root);
         let sealed = seal.encrypt(&kek, &fields(vault_id, &wrap)).await?;
         let access = Access::Sealed { kind: seal.kind(), kek: sealed };
@@ -97,30 +93,20 @@ fn fields(vault_id: VaultId, wrap: &Wrap) -> Vec<u8> {
         .finish()
 }
 
-/// Random bytes of every seal that has a generator. One that fails gives none: the operating system's are enough alone.
-pub(super) async fn entropy_of(seals: &[&dyn AutoSeal]) -> Vec<SecretBytes> {
-    let mut entropy = Vec::new();
+/// Mixes random bytes of every seal that has a generator into the keys that are drawn from now on. One that fails gives
+/// none: the operating system's are enough alone.
+pub(super) async fn draw_entropy(seals: &[&dyn AutoSeal]) {
     for seal in seals {
         match seal.random(32).await {
-            Ok(bytes) => entropy.extend(bytes),
+            Ok(Some(bytes)) => stir(&bytes),
+            Ok(None) => {}
             Err(error) => tracing::warn!(seal = seal.name(), %error, "a seal gave no random bytes"),
         }
     }
-    entropy
 }
 
-/// Fills a key from the operating system's generator and what seals gave besides (HKDF-SHA256, RFC 5869).
-pub(super) fn mixed(key: &mut [u8; 32], entropy: &[SecretBytes]) {
-    fill_random(key);
-    on_wiped_stack(|| {
-        for bytes in entropy {
-            let extracted = Hkdf::<Sha256>::new(Some(&key[..]), bytes);
-            extracted.expand(MIX_TAG, key).expect("32 bytes are fewer than HKDF-SHA256 can give");
-        }
-    });
-}
-
-/// Encrypts a KEK that is good for nothing with a seal's present key, and decrypts it.
+/// Encrypts a KEK that is good for nothing with a seal's present key, and decrypts it. The keys drawn afterwards have
+/// random bytes of the seal in them.
 ///
 /// # Errors
 /// The seal's.
@@ -130,7 +116,10 @@ pub async fn exercise(seal: &dyn AutoSeal) -> Result<SealedKek, SealFault> {
     let sealed = seal.encrypt(&kek, &aad).await?;
     let again = seal.decrypt(&sealed, &aad).await?;
     match again.ct_eq(&kek) {
-        true => Ok(sealed),
+        true => {
+            draw_entropy(&[seal]).await;
+            Ok(sealed)
+        }
         false => Err(SealFault::Unavailable("what it encrypts comes out as something else".to_owned())),
     }
 }
@@ -204,8 +193,8 @@ pub async fn init_unattended(
     let (vault_id, generation) = (VaultId(random_array()), 1);
     let (recovery, shares) = recovery(vault_id, generation, params)?;
     let all: Vec<&dyn AutoSeal> = seals.iter().map(|seal| &**seal).collect();
-    let entropy = entropy_of(&all).await;
-    let root_key = RootKey::filled(|key| mixed(key, &entropy));
+    draw_entropy(&all).await;
+    let root_key = RootKey::random();
     let (mut entries, missing) = wrapped_by_all(seals, vault_id, generation, &root_key).await;
     if entries.is_empty() {
         let faults = missing.iter().map(|(name, fault)| format!("{name}: {fault}"));

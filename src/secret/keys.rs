@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::{Locked, fill_random};
+use super::{Locked, entropy::fill_key};
 
 /// Key bytes of a fixed length in locked memory; the base of every type below.
 struct Bytes<const N: usize>(Locked<Zeroizing<[u8; N]>>);
@@ -32,10 +32,13 @@ macro_rules! key {
             /// Length in bytes.
             pub const LEN: usize = $len;
 
-            /// Draws a new one from the operating system's generator (see [`fill_random`] on its failure).
+            /// Draws a new one from the operating system's generator, mixed with what was [stirred in](super::stir).
+            ///
+            /// # Panics
+            /// As [`fill_random`](super::fill_random).
             #[must_use]
             pub fn random() -> Self {
-                Self::filled(|bytes| fill_random(bytes))
+                Self::filled(|bytes| fill_key(bytes))
             }
 
             /// Makes one whose bytes `fill` writes, in place and starting from zeros.

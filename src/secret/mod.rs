@@ -10,6 +10,7 @@
 mod bytes;
 #[cfg(test)]
 mod comparison_tests;
+mod entropy;
 mod keys;
 mod lock;
 mod stack;
@@ -18,6 +19,7 @@ mod text;
 use std::cell::RefCell;
 
 pub use bytes::SecretBytes;
+pub use entropy::{fill_key, stir};
 pub use keys::{BarrierKey, DerivedKey, Kek, LastingKey, LogKey, PathKey, RootKey, ShareBytes};
 pub use lock::{Locked, can_lock, disable_core_dumps, mlock_failures, set_mlock};
 pub use stack::on_wiped_stack;
