@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::{
     attacker::{Attacker, Ballot, Position},
     common::{ready, three},
+    rekey,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -93,6 +94,33 @@ async fn case_26_a_stolen_sealed_disk_forwards_nothing_reads_nothing_and_is_not_
     // Its owner comes back to a cluster that is as it was.
     Box::pin(cluster.bring_back(stolen)).await.unwrap();
     cluster.voters(3, SOON).await.unwrap();
+}
+
+#[tokio::test]
+async fn case_26_a_sealed_disk_is_not_given_the_new_root_key() {
+    let mut cluster = ready().await;
+    let (stolen, copy) = steal(&cluster).await;
+    let node = cluster.at(stolen);
+    // The copy runs in the original's place, at its address, and follows the log.
+    node.configure(|config| config.data = copy);
+    node.start().await.unwrap();
+    cluster.voters(3, SOON).await.unwrap();
+    let through = cluster.at(cluster.others(stolen)[0]);
+    let old = cluster.shares()[..3].to_vec();
+    let new = rekey(through, &old).await;
+    through.put("kept", &json!({ "n": 1 })).await.unwrap();
+    let config_is_there = || async {
+        match node.unseal(&old[..1]).await {
+            Err(refused) if refused.to_string().contains("stale") => Ok(()),
+            other => Err(keystead_chaos::Error::Broken(format!("{other:?}"))),
+        }
+    };
+    wait::until("the copy to know of the new generation", SOON, config_is_there).await.unwrap();
+    let status = node.seal_status().await.unwrap();
+    assert_eq!((&status["sealed"], &status["progress"]), (&json!(true), &json!(0)), "{status}");
+    node.unseal(&new[..2]).await.unwrap();
+    cluster.replace_shares(new);
+    cluster.serves(stolen, SOON).await.unwrap();
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use common::one;
 use keystead::seal::{Access, SealConfig};
 
 use crate::{
-    common,
+    common, rekey,
     state_rows::{self, Rows},
 };
 
@@ -108,4 +108,42 @@ async fn case_27_an_older_validly_sealed_record_put_back_on_the_disk_is_recognis
     let error = node.unseal(cluster.shares()).await.expect_err("an old record was taken").to_string();
     assert!(error.contains("digest") && error.contains("peers"), "{error}");
     node.health(&[500], Duration::from_secs(2)).await.unwrap();
+}
+
+/// Rows of clear records, the seal configuration and the sealed keyring among them.
+fn clear_rows(data: &std::path::Path) -> Rows {
+    state_rows::rows(data, b"c")
+}
+
+#[tokio::test]
+async fn case_28_what_led_to_the_former_root_key_put_back_opens_nothing() {
+    let mut cluster = Box::pin(one().start()).await.unwrap();
+    cluster.init(0).await.unwrap();
+    let node = cluster.at(0);
+    cluster.unseal(node).await.unwrap();
+    cluster.mount_kv().await.unwrap();
+    cluster.serves(0, Duration::from_secs(30)).await.unwrap();
+    node.stop().await.unwrap();
+    let old = clear_rows(&node.data());
+
+    node.start().await.unwrap();
+    cluster.unseal(node).await.unwrap();
+    cluster.serves(0, Duration::from_secs(30)).await.unwrap();
+    let former = cluster.shares()[..3].to_vec();
+    let new = rekey(node, &former).await;
+    node.put("account", &serde_json::json!({ "role": "reader" })).await.unwrap();
+    node.stop().await.unwrap();
+
+    let now = clear_rows(&node.data());
+    let changed: Vec<_> =
+        old.iter().filter(|(at, row)| now.get(*at).is_some_and(|now| now != *row)).collect();
+    let named = |name: &[u8]| changed.iter().any(|((_, key), _)| key.ends_with(name));
+    assert!(named(b"seal-config") && named(b"keyring"), "the rekey replaced both");
+    state_rows::write(changed.into_iter().map(|(at, row)| (at, Some(row.as_slice()))));
+    node.start().await.unwrap();
+    // The former shares open the former keyring; the state around it is not what it was then.
+    let error = node.unseal(&former).await.expect_err("what was replaced was taken").to_string();
+    assert!(error.contains("digest") && error.contains("peers"), "{error}");
+    node.health(&[500], Duration::from_secs(2)).await.unwrap();
+    assert!(node.unseal(&new[..2]).await.is_err(), "a node that met that serves nothing any more");
 }
