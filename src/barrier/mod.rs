@@ -292,7 +292,7 @@ mod tests {
         assert_eq!(*new.open_value(RecordType(1), b"path", &sealed).unwrap(), *b"secret");
         let resealed = new.seal_value(RecordType(1), b"path", b"secret");
         assert_eq!(value_term(&resealed).unwrap(), 2);
-        let refused = old.open_value(RecordType(1), b"path", &resealed).unwrap_err();
+        let refused = old.open_value(RecordType(1), b"path", &resealed).err().unwrap();
         assert!(matches!(refused, OpenValueError::UnknownTerm { term: 2 }));
         assert_eq!(
             old.seal_path(MountId::VAULT, &["a"]).unwrap(),

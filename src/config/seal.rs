@@ -3,6 +3,7 @@
 //! Parameters and variables have Vault's and OpenBao's names. The environment is looked at while a block is read, since
 //! what the one lacks the other may give; a stanza that is read is complete.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -104,12 +105,22 @@ const SHORTEST_TIMEOUT: Duration = Duration::from_millis(100);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Where a PIN comes from.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum PinSource {
     /// It is in the configuration or its environment.
     Text(SecretString),
     /// It is the content of a file, without the blanks around it; read whenever the seal is opened.
     File(PathBuf),
+}
+
+/// Says which it is, and no PIN.
+impl fmt::Debug for PinSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(_) => f.write_str("Text(..)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
 }
 
 /// Bytes of a PIN's file at most.

@@ -153,7 +153,7 @@ fn a_pin_may_lie_in_a_file_or_a_variable() {
     let env_file = [("KEYSTEAD_HSM_PIN_FILE", &*path.to_string())];
     assert_eq!(pin(pkcs11(&seals(&with("pin = \"1\""), &env_file)[0])), "1234");
     let gone = seals(&with("pin_file = \"/nonexistent/pin\""), &[]);
-    let error = pkcs11(&gone[0]).pin.read().expect_err("no such file");
+    let error = pkcs11(&gone[0]).pin.read().err().expect("no such file");
     assert!(error.contains("/nonexistent/pin"), "{error}");
 }
 

@@ -25,7 +25,6 @@ pub struct InitParams {
 }
 
 /// A new vault. The shares and the root key exist nowhere else.
-#[derive(Debug)]
 pub struct InitOutput {
     /// For every node, in the clear.
     pub seal_config: SealConfig,
@@ -129,7 +128,7 @@ mod tests {
 
     #[test]
     fn numbers_that_do_not_fit_are_refused_in_the_words_of_vault() {
-        let refused = |shares, threshold| init(&params(shares, threshold)).unwrap_err().to_string();
+        let refused = |shares, threshold| init(&params(shares, threshold)).err().unwrap().to_string();
         assert_eq!(refused(0, 0), "shares must be at least one");
         assert_eq!(refused(0, 1), "shares must be at least one");
         assert_eq!(refused(3, 0), "threshold must be at least one");

@@ -41,7 +41,6 @@ pub struct ShareOrigin {
 }
 
 /// One share of the key that wraps the root key.
-#[derive(Debug)]
 pub struct Share {
     /// Where it comes from; a bare share does not say.
     pub origin: Option<ShareOrigin>,
@@ -236,15 +235,15 @@ mod tests {
     fn no_other_length_is_accepted() {
         for len in (0..100).filter(|len| !matches!(len, 33 | 48)) {
             let bytes = vec![1_u8; len];
-            assert_eq!(Share::decode(&bytes).unwrap_err(), ShareTextError::WrongLength { len });
+            assert_eq!(Share::decode(&bytes).err().unwrap(), ShareTextError::WrongLength { len });
             if len >= SHORTEST_HEX {
                 assert_eq!(
-                    Share::parse(&hex::encode(&bytes)).unwrap_err(),
+                    Share::parse(&hex::encode(&bytes)).err().unwrap(),
                     ShareTextError::WrongLength { len }
                 );
             }
             assert_eq!(
-                Share::parse(&STANDARD.encode(&bytes)).unwrap_err(),
+                Share::parse(&STANDARD.encode(&bytes)).err().unwrap(),
                 ShareTextError::WrongLength { len }
             );
         }
@@ -252,10 +251,10 @@ mod tests {
 
     #[test]
     fn short_text_is_hex_only_if_it_cannot_be_base64() {
-        assert_eq!(Share::parse("abcd").unwrap_err(), ShareTextError::WrongLength { len: 3 });
-        assert_eq!(Share::parse("00").unwrap_err(), ShareTextError::NotHexOrBase64);
-        assert_eq!(Share::parse("not a share!").unwrap_err(), ShareTextError::NotHexOrBase64);
-        assert_eq!(Share::parse("").unwrap_err(), ShareTextError::WrongLength { len: 0 });
+        assert_eq!(Share::parse("abcd").err().unwrap(), ShareTextError::WrongLength { len: 3 });
+        assert_eq!(Share::parse("00").err().unwrap(), ShareTextError::NotHexOrBase64);
+        assert_eq!(Share::parse("not a share!").err().unwrap(), ShareTextError::NotHexOrBase64);
+        assert_eq!(Share::parse("").err().unwrap(), ShareTextError::WrongLength { len: 0 });
     }
 
     #[test]
@@ -264,7 +263,7 @@ mod tests {
         for n in 0..bytes.len() {
             let mut mistyped = bytes.clone();
             mistyped[n] ^= 4;
-            let refused = Share::parse(&hex::encode(&*mistyped)).unwrap_err();
+            let refused = Share::parse(&hex::encode(&*mistyped)).err().unwrap();
             assert_eq!(refused, ShareTextError::BadChecksum, "byte {n}");
             assert!(!refused.to_string().contains("d5"));
         }
@@ -277,17 +276,10 @@ mod tests {
             bytes[at] = value;
             let sum = checksum(&bytes[..CHECKED_LEN]);
             bytes[CHECKED_LEN..].copy_from_slice(&sum);
-            Share::decode(&bytes).unwrap_err()
+            Share::decode(&bytes).err().unwrap()
         };
         assert_eq!(with(0, 2), ShareTextError::UnknownVersion { version: 2 });
         assert_eq!(with(11, 0), ShareTextError::ZeroX);
-        assert_eq!(Share::decode(&[0; 33]).unwrap_err(), ShareTextError::ZeroX);
-    }
-
-    #[test]
-    fn debug_does_not_show_y() {
-        let shown = format!("{:?}", share());
-        assert!(shown.contains("x: 2") && shown.contains("ShareBytes { .. }"), "{shown}");
-        assert!(!shown.contains("213") && !shown.to_lowercase().contains("d5"), "{shown}");
+        assert_eq!(Share::decode(&[0; 33]).err().unwrap(), ShareTextError::ZeroX);
     }
 }

@@ -236,7 +236,7 @@ mod tests {
         for (seal, entry) in seals.iter().zip(&entries) {
             assert!(config.open_with(&**seal, *entry).await.unwrap().ct_eq(&made.output.root_key));
         }
-        let crossed = config.open_with(&*seals[0], entries[1]).await.unwrap_err();
+        let crossed = config.open_with(&*seals[0], entries[1]).await.err().unwrap();
         assert!(matches!(crossed, UnattendedError::Seal(SealFault::NotOurs(_))), "{crossed}");
     }
 

@@ -186,8 +186,8 @@ mod tests {
 
     #[test]
     fn another_kek_or_vault_is_told_by_the_commitment() {
-        assert_eq!(fixed().open(VAULT, &Kek::from_bytes(&[0x23; 32])).unwrap_err(), WrapError::WrongKey);
-        assert_eq!(fixed().open(VaultId([8; 16]), &kek()).unwrap_err(), WrapError::WrongKey);
+        assert_eq!(fixed().open(VAULT, &Kek::from_bytes(&[0x23; 32])).err(), Some(WrapError::WrongKey));
+        assert_eq!(fixed().open(VaultId([8; 16]), &kek()).err(), Some(WrapError::WrongKey));
     }
 
     #[test]
@@ -195,7 +195,7 @@ mod tests {
         let refused = |change: &dyn Fn(&mut Wrap), expected: WrapError| {
             let mut wrap = fixed();
             change(&mut wrap);
-            assert_eq!(wrap.open(VAULT, &kek()).unwrap_err(), expected);
+            assert_eq!(wrap.open(VAULT, &kek()).err(), Some(expected));
         };
         for n in 0..16 {
             refused(&|wrap| wrap.wrap_id[n] ^= 1, WrapError::WrongKey);
@@ -219,6 +219,6 @@ mod tests {
         let (one, two) =
             (Wrap::seal(VAULT, "a", 1, &kek(), &root()), Wrap::seal(VAULT, "a", 1, &kek(), &root()));
         let mixed = Wrap { ciphertext: two.ciphertext, nonce: two.nonce, ..one };
-        assert_eq!(mixed.open(VAULT, &kek()).unwrap_err(), WrapError::Damaged);
+        assert_eq!(mixed.open(VAULT, &kek()).err(), Some(WrapError::Damaged));
     }
 }

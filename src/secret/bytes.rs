@@ -1,6 +1,6 @@
 //! Secrets that are bytes of any length: what records hold before they are sealed and after they are opened.
 
-use std::{fmt, ops::Deref};
+use std::ops::Deref;
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -25,12 +25,6 @@ impl Drop for SecretBytes {
 }
 
 impl ZeroizeOnDrop for SecretBytes {}
-
-impl fmt::Debug for SecretBytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SecretBytes").finish_non_exhaustive()
-    }
-}
 
 impl Deref for SecretBytes {
     type Target = [u8];

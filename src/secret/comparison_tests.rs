@@ -1,8 +1,10 @@
-//! What must not be compared with operators, and what must not branch.
+//! What must not be compared with operators, what must not branch, and what must not be printed.
 
 use std::path::{Path, PathBuf};
 
-use super::{BarrierKey, DerivedKey, Kek, LogKey, PathKey, RootKey, SecretString, ShareBytes};
+use super::{
+    BarrierKey, DerivedKey, Kek, LastingKey, LogKey, PathKey, RootKey, SecretBytes, SecretString, ShareBytes,
+};
 
 /// Does not compile once one of the types can be compared with `==`: which of the two functions is meant would then
 /// be ambiguous.
@@ -20,9 +22,27 @@ macro_rules! without_partial_eq {
     )+};
 }
 
+/// The same for `{:?}`, by which a secret gets into a log without anybody's wish.
+macro_rules! without_debug {
+    ($($type:ty),+ $(,)?) => {$(
+        const _: fn() = || {
+            trait Printable<Unless> {
+                fn is() {}
+            }
+            struct Ambiguous;
+            impl<T: ?Sized> Printable<()> for T {}
+            impl<T: ?Sized + std::fmt::Debug> Printable<Ambiguous> for T {}
+            let _ = <$type as Printable<_>>::is;
+        };
+    )+};
+}
+
 without_partial_eq!(SecretString, RootKey, Kek, BarrierKey, PathKey, LogKey, ShareBytes, DerivedKey<u8>);
 without_partial_eq!(crate::barrier::Mac, crate::barrier::LogTag, crate::barrier::Keyring);
 without_partial_eq!(crate::seal::Share, crate::seal::SharePoint);
+without_debug!(SecretString, SecretBytes, RootKey, Kek, BarrierKey, PathKey, LogKey, ShareBytes, LastingKey);
+without_debug!(DerivedKey<u8>);
+without_debug!(crate::seal::Share, crate::seal::SharePoint, crate::seal::InitOutput, crate::seal::NewRoot);
 
 /// Words in the names of what has to be compared in constant time.
 const SECRET: [&str; 8] = ["mac", "tag", "token", "proof", "challenge", "hmac", "secret", "expose()"];

@@ -1,6 +1,6 @@
 //! Secrets that are text: tokens, and shares as people type them.
 
-use std::{fmt, str::Utf8Error};
+use std::str::Utf8Error;
 
 use subtle::ConstantTimeEq;
 use zeroize::ZeroizeOnDrop;
@@ -72,12 +72,6 @@ impl From<String> for SecretString {
     }
 }
 
-impl fmt::Debug for SecretString {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SecretString").finish_non_exhaustive()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,11 +83,5 @@ mod tests {
         assert!(!token.ct_eq("hvs.onE"));
         assert!(!token.ct_eq("hvs.one "));
         assert!(!token.ct_eq(""));
-    }
-
-    #[test]
-    fn debug_does_not_show_the_text() {
-        let shown = format!("{:?}", SecretString::new("hvs.one".to_owned()));
-        assert_eq!(shown, "SecretString { .. }");
     }
 }

@@ -286,7 +286,7 @@ fn stale_bare_share_is_unrecognised() {
 #[test]
 fn too_few_repeated_and_wrong_shares_do_not_open() {
     let made = made();
-    let open = |points: &[SharePoint]| made.seal_config.unwrap_root(points).unwrap_err();
+    let open = |points: &[SharePoint]| made.seal_config.unwrap_root(points).err().unwrap();
     assert_eq!(open(&[]), OpenError::NotEnough { given: 0, needed: 3 });
     assert_eq!(open(&points(&made.shares[..2])), OpenError::NotEnough { given: 2, needed: 3 });
     let mut repeated = points(&made.shares[..3]);
@@ -309,17 +309,17 @@ fn case_27_wrap_of_another_root_or_a_changed_configuration_does_not_open() {
 
     let mut other_root = made.seal_config.clone();
     other_root.seals[0].wrap = Wrap::seal(vault_id, "shamir", 1, &kek, &RootKey::random());
-    let refused = other_root.unwrap_root(&enough).unwrap_err();
+    let refused = other_root.unwrap_root(&enough).err().unwrap();
     assert_eq!(refused, OpenError::Config(SealConfigError::WrongRoot));
 
     let mut other_wrap = made.seal_config.clone();
     other_wrap.seals[0].wrap = Wrap::seal(vault_id, "shamir", 1, &kek, &made.root_key);
-    let refused = other_wrap.unwrap_root(&enough).unwrap_err();
+    let refused = other_wrap.unwrap_root(&enough).err().unwrap();
     assert_eq!(refused, OpenError::Config(SealConfigError::Tampered));
 
     let mut fewer = made.seal_config.clone();
     set(&mut fewer.seals[0]).threshold = 2;
-    let refused = fewer.unwrap_root(&enough).unwrap_err();
+    let refused = fewer.unwrap_root(&enough).err().unwrap();
     assert_eq!(refused, OpenError::Config(SealConfigError::Tampered));
 }
 
@@ -328,11 +328,11 @@ fn case_27_old_shares_do_not_open_a_new_generation_nor_an_old_wrap_put_back() {
     let first = made();
     let (second, shares) = reseal(first.seal_config.vault_id, 2, &RootKey::random(), &PARAMS).unwrap();
     let old = points(&first.shares[..3]);
-    assert_eq!(second.unwrap_root(&old).unwrap_err(), OpenError::Wrap(WrapError::WrongKey));
+    assert_eq!(second.unwrap_root(&old).err().unwrap(), OpenError::Wrap(WrapError::WrongKey));
     let mut rolled_back = second;
     rolled_back.seals[0].wrap = first.seal_config.seals[0].wrap.clone();
-    let refused = rolled_back.unwrap_root(&old).unwrap_err();
+    let refused = rolled_back.unwrap_root(&old).err().unwrap();
     assert_eq!(refused, OpenError::Config(SealConfigError::WrongRoot));
-    let refused = rolled_back.unwrap_root(&points(&shares[..3])).unwrap_err();
+    let refused = rolled_back.unwrap_root(&points(&shares[..3])).err().unwrap();
     assert_eq!(refused, OpenError::Wrap(WrapError::WrongKey));
 }
