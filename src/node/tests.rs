@@ -1,6 +1,11 @@
 //! The life of one node, in process, over a real data directory and a real cluster port.
 
-use std::{net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    net::TcpListener,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use keystead_raft::{ClusterParams, ProposeOutcome, Replicated as _};
@@ -17,14 +22,52 @@ use crate::{
 };
 
 struct Fixture {
-    node: Arc<Node>,
-    dir: tempfile::TempDir,
+    // It ends before its directory is removed: what it still writes would stay behind otherwise.
+    node: Running,
+    dir: Directory,
 }
 
-async fn start(dir: &std::path::Path) -> Arc<Node> {
+/// A node that is shut down when it is dropped; it and its replica hold each other until then.
+struct Running(Arc<Node>);
+
+impl std::ops::Deref for Running {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        &self.0
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::block_in_place(|| runtime.block_on(self.0.shutdown()));
+    }
+}
+
+/// A directory that is removed as soon as no node is in it any more.
+struct Directory(tempfile::TempDir);
+
+impl Directory {
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while DataDir::open(self.path()).is_err() {
+            assert!(Instant::now() < deadline || std::thread::panicking(), "a node stays in its directory");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+async fn start(dir: &Path) -> Running {
     let cluster_listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let cluster_addr = cluster_listener.local_addr().unwrap().to_string();
-    Node::start(NodeSettings {
+    let node = Node::start(NodeSettings {
         dir: Arc::new(DataDir::open(dir).unwrap()),
         node_id: "n1".into(),
         api_addr: "http://127.0.0.1:1".into(),
@@ -38,13 +81,12 @@ async fn start(dir: &std::path::Path) -> Arc<Node> {
         dev_mounts: false,
         dev_root_token: None,
         seals: super::Seals::default(),
-    })
-    .await
-    .unwrap()
+    });
+    Running(node.await.unwrap())
 }
 
 async fn fixture() -> Fixture {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Directory(tempfile::tempdir().unwrap());
     Fixture { node: start(dir.path()).await, dir }
 }
 
@@ -235,7 +277,6 @@ async fn a_restarted_node_is_sealed_and_opens_with_the_same_shares() {
     let f = fixture().await;
     let out = init(&f.node).await;
     unseal_all(&f.node, &out).await;
-    f.node.shutdown().await;
     drop(f.node);
     let node = restart(f.dir.path()).await;
     assert!(node.seal_status().sealed && node.seal_status().initialized);
@@ -243,7 +284,7 @@ async fn a_restarted_node_is_sealed_and_opens_with_the_same_shares() {
 }
 
 /// Starts over a directory whose former node is on its way out.
-async fn restart(dir: &std::path::Path) -> Arc<Node> {
+async fn restart(dir: &Path) -> Running {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     loop {
         match DataDir::open(dir) {
@@ -261,7 +302,6 @@ async fn restart(dir: &std::path::Path) -> Arc<Node> {
 async fn an_interrupted_init_is_undone_at_the_next_start() {
     let f = fixture().await;
     init(&f.node).await;
-    f.node.shutdown().await;
     drop(f.node);
     // As if the process had died before the shares were handed out.
     std::fs::write(f.dir.path().join("initialising"), b"").unwrap();
