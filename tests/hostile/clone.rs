@@ -110,14 +110,16 @@ async fn case_26_a_sealed_disk_is_not_given_the_new_root_key() {
     let new = rekey(through, &old).await;
     through.put("kept", &json!({ "n": 1 })).await.unwrap();
     let config_is_there = || async {
-        match node.unseal(&old[..1]).await {
-            Err(refused) if refused.to_string().contains("stale") => Ok(()),
-            other => Err(keystead_chaos::Error::Broken(format!("{other:?}"))),
+        let judged = node.call("PUT", "sys/verify-share", Some(&json!({ "key": old[0] }))).await?;
+        match judged.errors().contains("stale") {
+            true => Ok(()),
+            false => Err(keystead_chaos::Error::Broken(judged.text())),
         }
     };
     wait::until("the copy to know of the new generation", SOON, config_is_there).await.unwrap();
     let status = node.seal_status().await.unwrap();
     assert_eq!((&status["sealed"], &status["progress"]), (&json!(true), &json!(0)), "{status}");
+    assert!(node.unseal(&old).await.unwrap_err().to_string().contains("stale"));
     node.unseal(&new[..2]).await.unwrap();
     cluster.replace_shares(new);
     cluster.serves(stolen, SOON).await.unwrap();
