@@ -137,3 +137,23 @@ async fn a_share_is_verified_alone_and_opens_nothing() {
         assert!(refused.errors().contains(text), "{text}: {}", refused.errors());
     }
 }
+
+#[tokio::test]
+async fn an_outsider_cannot_reset_the_shares_over_and_over() {
+    let mut cluster = Box::pin(one().start()).await.unwrap();
+    cluster.init(0).await.unwrap();
+    let share = cluster.keys().shares[0].clone();
+    let reset =
+        async |body: serde_json::Value| cluster.at(0).call("PUT", "sys/unseal", Some(&body)).await.unwrap();
+    for _ in 0..3 {
+        give(&cluster, &share).await.ok().unwrap();
+        assert_eq!(reset(json!({ "reset": true })).await.ok().unwrap().json()["progress"], 0);
+    }
+    let nonce = give(&cluster, &share).await.ok().unwrap().json()["nonce"].clone();
+    let refused = reset(json!({ "reset": true })).await;
+    assert!(refused.status == 429 && refused.errors().contains("nonce"), "{}", refused.text());
+    assert_eq!(cluster.at(0).seal_status().await.unwrap()["progress"], 1, "the share is still there");
+    assert!(cluster.at(0).log().contains("the entered shares were reset"), "whoever did it is logged");
+    let named = reset(json!({ "reset": true, "nonce": nonce })).await.ok().unwrap();
+    assert_eq!(named.json()["progress"], 0, "who names the series may");
+}

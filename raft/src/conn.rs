@@ -61,6 +61,8 @@ pub enum Method {
     Time = 12,
     /// What the vault above hands from one open node to another.
     HandOver = 13,
+    /// What opens a sealed node, from the vault of one that is open.
+    Unseal = 14,
 }
 
 impl Method {
@@ -80,6 +82,7 @@ impl Method {
             11 => Self::Ping,
             12 => Self::Time,
             13 => Self::HandOver,
+            14 => Self::Unseal,
             _ => return None,
         })
     }
@@ -118,6 +121,8 @@ type Slots = Arc<Mutex<Option<HashMap<u64, Slot>>>>;
 pub struct Conn {
     /// Who answered.
     pub peer: Hello,
+    /// `host:port` that was dialled; what the peer says of itself may be something else.
+    pub address: String,
     outgoing: mpsc::Sender<Frame>,
     slots: Slots,
     next: AtomicU64,
@@ -189,7 +194,15 @@ impl Conn {
                 closed_tx.send_replace(true);
             }
         });
-        Self { peer, outgoing, slots, next: AtomicU64::new(1), closed, tasks: [writing, reading] }
+        Self {
+            peer,
+            address: String::new(),
+            outgoing,
+            slots,
+            next: AtomicU64::new(1),
+            closed,
+            tasks: [writing, reading],
+        }
     }
 
     /// Whether the connection has ended.

@@ -37,6 +37,7 @@ pub mod spool;
 pub mod standing;
 #[allow(missing_docs)] // the library's macro writes the associated types
 pub mod types;
+pub mod unsealing;
 pub mod vault_side;
 pub mod wire;
 
@@ -48,4 +49,5 @@ pub use replicated::{
     BoxFuture, ForwardError, LeaderInfo, Leadership, ProposeError, ProposeOutcome, ReadBarrier, ReadError,
     Replicated, Shortage,
 };
+pub use unsealing::{Candidate, Condition};
 pub use vault_side::{Peer, VaultSide, Verdict};

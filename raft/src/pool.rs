@@ -219,7 +219,8 @@ impl Pool {
         let (own, peers) = (self.own.clone(), self.peers.clone());
         let flags = move || own.now().to_flags();
         let heard = move |flags| peers.frame(peer, Standing::of_flags(flags));
-        let conn = Conn::start(theirs, reader, writer, channel.limit(), flags, heard);
+        let mut conn = Conn::start(theirs, reader, writer, channel.limit(), flags, heard);
+        conn.address = address.to_owned();
         if channel.is_open() {
             let keys = open_channel::Ends { client: self.myself.spki_sha256, server: identity.spki_sha256 };
             self.prove_open(&conn, &exporter, &keys).await?;

@@ -186,6 +186,11 @@ impl Replica {
         }
     }
 
+    /// What it is made of, for the other parts of it.
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     async fn on_runtime<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,

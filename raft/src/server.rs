@@ -46,6 +46,7 @@ use crate::{
     reads::ReadGate,
     standing::{OwnStanding, Standing},
     types::{Raft, RaftEntry, RaftVote, TypeConfig},
+    unsealing::Suspects,
     vault_side::{Peer, VaultSide},
     wire,
 };
@@ -102,6 +103,8 @@ pub struct Server {
     pub requests: tokio::runtime::Handle,
     /// Live connections by peer.
     pub connections: Connections,
+    /// Incarnations of which a second process was seen.
+    pub suspects: Suspects,
     /// Memory for calls that are being worked on, in KiB.
     pub memory_kib: Arc<Semaphore>,
     /// The snapshot that is coming in; a new one takes the place of one that was given up.
@@ -150,6 +153,12 @@ impl Connections {
     /// Whether another process is connected under this incarnation and was heard of lately.
     fn clone_of(&self, hello: &Hello) -> bool {
         self.live.lock().values().any(|live| live.is_clone_of(hello) && live.heard.elapsed() < ALIVE)
+    }
+
+    /// Whether another process than the one of `boot_id` is connected under the incarnation and was heard of lately.
+    fn has_other(&self, incarnation: u64, boot_id: u64) -> bool {
+        let other = |live: &Live| live.incarnation == incarnation && live.boot_id != boot_id;
+        self.live.lock().values().any(|live| other(live) && live.heard.elapsed() < ALIVE)
     }
 
     /// Registers a connection; `None`, and nothing registered, if a clone was faster. What a former process of
@@ -345,6 +354,7 @@ impl Server {
         let own = hello.incarnation == self.myself.incarnation && hello.boot_id != self.myself.boot_id;
         if own || self.connections.clone_of(&hello) {
             metrics::counter!("keystead_cluster_clones_noticed").increment(1);
+            self.suspects.add(hello.incarnation);
             static SAID: Seldom = Seldom::new();
             if let Some(times) = SAID.due() {
                 tracing::error!(
@@ -534,7 +544,16 @@ impl Server {
             Method::SnapshotEnd => self.snapshot_end(caller).await,
             Method::OpenProof => self.open_proof(caller, &body),
             Method::Forward => self.forward(caller, body).await,
-            Method::HandOver => self.vault.take_over(caller.peer(), &body).map(|()| Bytes::new()),
+            Method::HandOver => {
+                let taken = self.vault.take_over(caller.peer(), &body);
+                drop(payload);
+                wipe(body);
+                taken.map(|()| Bytes::new())
+            }
+            Method::Unseal => {
+                drop(payload);
+                self.unseal(caller, body).await
+            }
             Method::ReadIndex => self.reads.answer().await.map_err(|error| error.to_string()),
         }
     }
@@ -669,6 +688,22 @@ impl Server {
         Ok(Bytes::copy_from_slice(&own))
     }
 
+    /// Only a member whose key the directory pins may open this node; the vault judges what it brings.
+    async fn unseal(&self, caller: &Caller, body: Bytes) -> Result<Bytes, String> {
+        let (incarnation, key) = (caller.hello.incarnation, caller.identity.spki_sha256);
+        if self.directory.current().member(incarnation).is_none_or(|member| member.spki_sha256 != key) {
+            return Err("only a member of the cluster may open this node".into());
+        }
+        let (vault, peer) = (self.vault.clone(), caller.peer());
+        let opened = self.requests.spawn(async move { vault.unseal(peer, body).await }).await;
+        opened.map_err(|_| "internal error".to_string())?.map(|()| Bytes::new())
+    }
+
+    /// Whether another process than the one of `boot_id` is connected under the incarnation, or tried to be lately.
+    pub fn is_claimed_twice(&self, incarnation: u64, boot_id: u64) -> bool {
+        self.suspects.contains(incarnation) || self.connections.has_other(incarnation, boot_id)
+    }
+
     async fn forward(&self, caller: &Caller, body: Bytes) -> Result<Bytes, String> {
         if !self.vault.is_open() {
             return Err("this node is sealed".into());
@@ -683,6 +718,13 @@ impl Server {
         let served = self.requests.spawn(async move { vault.serve(peer, body).await }).await;
         // A request that broke may have been executed before; an empty answer says that nobody knows.
         Ok(served.unwrap_or_default())
+    }
+}
+
+/// Overwrites what may have held keys, as far as nobody else holds it.
+fn wipe(body: Bytes) {
+    if let Ok(mut body) = body.try_into_mut() {
+        zeroize::Zeroize::zeroize(&mut body[..]);
     }
 }
 

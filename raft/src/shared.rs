@@ -100,6 +100,11 @@ struct Parts {
     tombstoned: watch::Receiver<u64>,
 }
 
+/// Bytes in hexadecimal digits.
+fn in_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 impl Parts {
     async fn open(config: &ReplicaConfig) -> Result<Self, StartError> {
         let (identity, vault) = (&config.identity, &config.vault);
@@ -117,6 +122,12 @@ impl Parts {
             cluster_addr: config.cluster_addr.clone(),
             api_addr: config.api_addr.clone(),
         };
+        tracing::info!(
+            node_id = myself.node_id,
+            cluster_addr = myself.cluster_addr,
+            fingerprint = in_hex(&myself.spki_sha256),
+            "this node's key on the cluster port"
+        );
         let tls = Arc::new(ClusterTls::new(
             ClusterId(identity.cluster_id),
             &identity.ca_cert_der,
@@ -227,6 +238,7 @@ impl Parts {
             quiet: quiet.clone(),
             requests,
             connections: Connections::default(),
+            suspects: crate::unsealing::Suspects::default(),
             memory_kib: Arc::new(tokio::sync::Semaphore::new(CALLS_KIB)),
             incoming: tokio::sync::Mutex::default(),
         })

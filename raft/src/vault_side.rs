@@ -27,7 +27,7 @@ pub struct Peer {
 
 /// The vault, as replication sees it.
 ///
-/// All methods but [`serve`](Self::serve) are called on hot paths and must not block.
+/// All methods but [`serve`](Self::serve) and [`unseal`](Self::unseal) are called on hot paths and must not block.
 pub trait VaultSide: Send + Sync + 'static {
     /// Whether this node is unsealed.
     fn is_open(&self) -> bool;
@@ -52,6 +52,11 @@ pub trait VaultSide: Send + Sync + 'static {
     /// # Errors
     /// A text for the peer.
     fn take_over(&self, peer: Peer, body: &[u8]) -> Result<(), String>;
+    /// Takes what opens this node from the vault of a member, whose certificate is all that is known of it.
+    ///
+    /// # Errors
+    /// A text for the peer.
+    fn unseal(&self, peer: Peer, body: Bytes) -> BoxFuture<'_, Result<(), String>>;
     /// Replication has stopped for good on this node and says why.
     fn latched(&self, reason: &str);
 }

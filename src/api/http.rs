@@ -165,6 +165,11 @@ fn parse_head(parts: &Parts, rules: &ListenerRules) -> Result<Request, ApiError>
     request.token = token(headers);
     request.namespace = text(headers, "x-vault-namespace").map(str::to_owned);
     request.open_metrics = rules.metrics.unauthenticated;
+    request.no_unseal_reset = rules.key_holders.no_unseal_reset;
+    if request.token.is_none() && closed_to_strangers(rules.key_holders, request.path.as_str()) {
+        let text = "this listener takes shares for a rekey or a root token from who shows a token only";
+        return Err(ApiError::Forbidden(text.to_owned()));
+    }
     request.no_forward = headers.contains_key("x-vault-no-request-forwarding");
     if let Some(client) = parts.extensions.get::<Arc<Client>>() {
         let peer = client.address.map(|address| address.ip());
@@ -183,6 +188,13 @@ fn parse_head(parts: &Parts, rules: &ListenerRules) -> Result<Request, ApiError>
         request.data = fields;
     }
     Ok(request)
+}
+
+/// Whether a listener wants a token where shares are all that is needed elsewhere.
+fn closed_to_strangers(rules: crate::config::ListenerKeyHolders, path: &str) -> bool {
+    let below = |prefixes: &[&str]| prefixes.iter().any(|prefix| path.starts_with(prefix));
+    rules.no_rekey && below(&["sys/rekey/", "sys/rekey-recovery-key/", "sys/break-glass/"])
+        || rules.no_generate_root && below(&["sys/generate-root/"])
 }
 
 /// The paths that orchestrators and monitoring ask without knowing whose server this is.

@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{tests::Server, *};
 use crate::{
-    config::{IpRange, ListenerMetrics, StatusHeaders, XForwardedFor},
+    config::{IpRange, ListenerKeyHolders, ListenerMetrics, StatusHeaders, XForwardedFor},
     core::test_replica::{ROOT, leader},
 };
 
@@ -127,6 +127,20 @@ async fn metrics_are_open_only_on_the_listener_that_opens_them() {
     assert_eq!(only.call("GET", "/metrics", "").await.status, 200);
     for path in ["/v1/sys/mounts", "/v1/sys/health", "/health", "/v1/secret/data/a"] {
         assert_eq!(only.call("GET", path, "").await.status, 404, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_listener_may_want_a_token_of_key_holders() {
+    let with = |key_holders| serving(ListenerRules { key_holders, ..ListenerRules::default() });
+    let all = ListenerKeyHolders { no_rekey: true, no_generate_root: true, no_unseal_reset: true };
+    let server = with(all);
+    for path in ["/v1/sys/rekey/init", "/v1/sys/rekey-recovery-key/init", "/v1/sys/generate-root/attempt"] {
+        let refused = server.send("GET", path, "", b"").await;
+        assert!(refused.status == 403 && refused.body.contains("this listener"), "{path}: {}", refused.body);
+        assert_ne!(server.call("GET", path, "").await.status, 403, "{path} with a token");
+        let elsewhere = serving(ListenerRules::default()).send("GET", path, "", b"").await;
+        assert_ne!(elsewhere.status, 403, "{path} where the listener does not care");
     }
 }
 

@@ -6,8 +6,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::{
     config::{
-        DEFAULT_MAX_REQUEST_DURATION, DEFAULT_MAX_REQUEST_SIZE_BYTES, HttpTimeouts, ListenerMetrics,
-        StatusHeaders, XForwardedFor,
+        DEFAULT_MAX_REQUEST_DURATION, DEFAULT_MAX_REQUEST_SIZE_BYTES, HttpTimeouts, ListenerKeyHolders,
+        ListenerMetrics, StatusHeaders, XForwardedFor,
     },
     core::error::ApiError,
 };
@@ -32,6 +32,8 @@ pub struct ListenerRules {
     pub require_request_header: bool,
     /// What becomes of requests for metrics.
     pub metrics: ListenerMetrics,
+    /// What key holders cannot do here without a token.
+    pub key_holders: ListenerKeyHolders,
     /// Headers that every answer gets, or those of one status or group.
     pub headers: ResponseHeaders,
 }
@@ -53,6 +55,7 @@ impl Default for ListenerRules {
             x_forwarded_for: XForwardedFor::default(),
             require_request_header: false,
             metrics: ListenerMetrics::default(),
+            key_holders: ListenerKeyHolders::default(),
             headers: ResponseHeaders::default(),
         }
     }

@@ -45,6 +45,7 @@ fn of_error(error: &ApiError) -> StatusCode {
         ApiError::UnsupportedOperation { .. } | ApiError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         ApiError::OutcomeUnknown => StatusCode::CONFLICT,
         ApiError::TooLarge(_) | ApiError::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        ApiError::TooManyRequests(_) => StatusCode::TOO_MANY_REQUESTS,
         ApiError::PreconditionFailed(_) => StatusCode::PRECONDITION_FAILED,
         ApiError::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         ApiError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,

@@ -42,6 +42,19 @@ pub struct TcpListenerConfig {
     pub custom_response_headers: Vec<StatusHeaders>,
     /// What becomes of requests for metrics.
     pub metrics: ListenerMetrics,
+    /// What key holders cannot do here without a token.
+    pub key_holders: ListenerKeyHolders,
+}
+
+/// What a listener refuses to key holders, whose shares need no token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ListenerKeyHolders {
+    /// Refuse `sys/rekey`, `sys/rekey-recovery-key` and `sys/break-glass` without a token.
+    pub no_rekey: bool,
+    /// Refuse `sys/generate-root` without a token.
+    pub no_generate_root: bool,
+    /// Refuse a `reset` at `sys/unseal` that does not name the series of shares which it ends.
+    pub no_unseal_reset: bool,
 }
 
 /// What a listener does with requests for metrics.
@@ -188,6 +201,7 @@ impl TcpListenerConfig {
             x_forwarded_for: XForwardedFor::default(),
             custom_response_headers: Vec::new(),
             metrics: ListenerMetrics::default(),
+            key_holders: ListenerKeyHolders::default(),
         }
     }
 }
@@ -231,7 +245,9 @@ pub(super) const TCP_KEYS: Keys = &[
     ("redact_cluster_name", NotYet),
     ("redact_version", NotYet),
     ("disable_replication_status_endpoints", NotYet),
-    ("disable_unauthed_rekey_endpoints", NotYet),
+    ("disable_unauthed_rekey_endpoints", InEffect),
+    ("disable_unauthed_generate_root_endpoints", InEffect),
+    ("disable_unauthed_unseal_reset", InEffect),
     ("disable_request_limiter", NotYet),
     ("max_json_depth", NotYet),
     ("max_json_string_value_length", NotYet),
@@ -327,6 +343,16 @@ fn tcp(block: &Block<'_>, warnings: &mut Vec<ConfigWarning>) -> Result<TcpListen
             None => ListenerMetrics::default(),
             Some(block) => listener_metrics(&block, warnings)?,
         },
+        key_holders: key_holders(&section)?,
+    })
+}
+
+fn key_holders(section: &Section<'_>) -> Result<ListenerKeyHolders, ConfigError> {
+    let switch = |key: &str| section.boolean(key).map(|on| on.unwrap_or(false));
+    Ok(ListenerKeyHolders {
+        no_rekey: switch("disable_unauthed_rekey_endpoints")?,
+        no_generate_root: switch("disable_unauthed_generate_root_endpoints")?,
+        no_unseal_reset: switch("disable_unauthed_unseal_reset")?,
     })
 }
 

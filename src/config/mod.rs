@@ -34,8 +34,8 @@ pub use address::{IpRange, ListenAddress, api_url, cluster_url};
 pub use environment::apply_env;
 pub use error::{ConfigError, ConfigWarning};
 pub use listener::{
-    DEFAULT_MAX_REQUEST_SIZE_BYTES, HttpTimeouts, ListenerConfig, ListenerMetrics, ListenerTls,
-    StatusHeaders, TcpListenerConfig, TlsVersion, UnixListenerConfig, XForwardedFor,
+    DEFAULT_MAX_REQUEST_SIZE_BYTES, HttpTimeouts, ListenerConfig, ListenerKeyHolders, ListenerMetrics,
+    ListenerTls, StatusHeaders, TcpListenerConfig, TlsVersion, UnixListenerConfig, XForwardedFor,
 };
 pub use seal::{
     DEFAULT_KEY_LABEL, DEFAULT_SEAL_TIMEOUT, FileSealConfig, OaepHash, PinSource, Pkcs11Config, SealStanza,

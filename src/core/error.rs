@@ -78,6 +78,9 @@ pub enum ApiError {
     /// Too much is in flight; nothing was executed (503 with `Retry-After`).
     #[error("{0}")]
     Busy(String),
+    /// The client asks for this too often (429).
+    #[error("{0}")]
+    TooManyRequests(String),
     /// The request lacks something that the listener demands of every request (412).
     #[error("{0}")]
     PreconditionFailed(String),

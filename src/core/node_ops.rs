@@ -63,6 +63,57 @@ pub struct SealStatus {
     pub cluster_name: Option<String>,
     /// Id of the cluster, while unsealed.
     pub cluster_id: Option<String>,
+    /// The other members, in the answer to the share that completed a ceremony for the whole cluster.
+    pub ceremony: Option<Ceremony>,
+}
+
+/// The other members of a cluster whose key holders have opened one node and asked for the rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ceremony {
+    /// Confirms it, once.
+    pub nonce: String,
+    /// The members, in the order of joining.
+    pub members: Vec<CeremonyMember>,
+}
+
+/// One member, as a ceremony shows it to who confirms it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CeremonyMember {
+    /// The operator's name of the place.
+    pub node_id: String,
+    /// `host:port` of its cluster port, where it was reached; as listed, where it cannot be asked.
+    pub cluster_addr: String,
+    /// The same as it was when the node joined.
+    pub listed_addr: String,
+    /// SHA-256 of its public key, in hexadecimal digits.
+    pub fingerprint: String,
+    /// How it does.
+    pub state: MemberSeal,
+    /// Why it was not or cannot be opened; empty if nothing stands in the way.
+    pub why: String,
+}
+
+/// How a member does in a ceremony.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemberSeal {
+    /// It is open.
+    Unsealed,
+    /// It is sealed.
+    Sealed,
+    /// It cannot be asked, or must not be opened.
+    Unfit,
+}
+
+impl MemberSeal {
+    /// As it stands in answers.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unsealed => "unsealed",
+            Self::Sealed => "sealed",
+            Self::Unfit => "unfit",
+        }
+    }
 }
 
 /// One seal that opens the vault by itself, as `sys/seal-backend-status` shows it.
@@ -238,9 +289,21 @@ pub struct UnsealRequest {
     /// A share, in hexadecimal or base64.
     pub key: Option<SecretString>,
     /// Forget the shares given so far. Wins over `key`.
-    pub reset: bool,
+    pub reset: Option<ResetRequest>,
     /// Asks for a seal migration.
     pub migrate: bool,
+    /// Asks for the other members, too, once the shares are complete.
+    pub cluster: bool,
+}
+
+/// Who wants the shares given so far to be forgotten.
+pub struct ResetRequest {
+    /// Names the series, if the client knows it.
+    pub nonce: String,
+    /// Address of the client.
+    pub client_address: String,
+    /// Only who names the series may.
+    pub named_only: bool,
 }
 
 /// What is to become of a vault's break-glass shares.
@@ -489,6 +552,13 @@ pub trait NodeOps: Send + Sync + 'static {
     fn init(&self, request: InitRequest) -> BoxFuture<'_, Result<InitResponse, ApiError>>;
     /// Takes one share, or forgets those given.
     fn unseal(&self, request: UnsealRequest) -> BoxFuture<'_, Result<SealStatus, ApiError>>;
+    /// Opens members that a ceremony showed, all that are sealed or those that are named; the nonce is good once. The answer
+    /// is how all stand then.
+    fn unseal_members(
+        &self,
+        nonce: String,
+        node_ids: Option<Vec<String>>,
+    ) -> BoxFuture<'_, Result<Vec<CeremonyMember>, ApiError>>;
     /// Says what a share is, in hexadecimal or base64, and keeps nothing of it.
     fn verify_share(&self, key: &SecretString) -> Result<ShareFacts, ApiError>;
     /// Seals this node, after handing leadership over if it leads. The caller has been authorised, or the node

@@ -81,6 +81,8 @@ pub struct Request {
     /// It came in where metrics are shown without a token, and so without a leader and while sealed
     /// (`unauthenticated_metrics_access`). Never forwarded, for every node answers for its own.
     pub open_metrics: bool,
+    /// It came in where a series of shares may only be reset by who names it. Never forwarded.
+    pub no_unseal_reset: bool,
 }
 
 /// What a client sent is secret, or may be: the texts among its fields are wiped.
@@ -129,6 +131,7 @@ impl Request {
             base_index: 0,
             retry: false,
             open_metrics: false,
+            no_unseal_reset: false,
         }
     }
 
@@ -170,6 +173,7 @@ impl Request {
             base_index: wire.base_index,
             retry: wire.retry,
             open_metrics: false,
+            no_unseal_reset: false,
         })
     }
 }

@@ -44,6 +44,8 @@ pub enum Handler {
     Unseal,
     /// `sys/verify-share`.
     VerifyShare,
+    /// `sys/unseal-members`.
+    UnsealMembers,
     /// `sys/seal`.
     Seal,
     /// `sys/health`.
@@ -178,6 +180,7 @@ pub const ROUTES: &[Route] = &[
     raw("sys/seal-status", &[Read], Handler::SealStatus),
     raw("sys/seal-backend-status", &[Read], Handler::SealBackends),
     raw("sys/unseal", &[Update], Handler::Unseal),
+    raw("sys/unseal-members", &[Update], Handler::UnsealMembers),
     raw("sys/verify-share", &[Update], Handler::VerifyShare),
     raw("sys/health", &[Read], Handler::Health),
     raw("sys/leader", &[Read], Handler::Leader),
@@ -402,6 +405,7 @@ mod tests {
                 "sys/storage/raft/bootstrap/claim",
                 "sys/storage/raft/join",
                 "sys/unseal",
+                "sys/unseal-members",
                 "sys/verify-share",
             ]
         );

@@ -3,13 +3,17 @@
 //! They work while the node is sealed, not initialised or without a leader: an operator asks them first.
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{
     Core, RAFT,
     error::ApiError,
     fields::{Fields, integer, parse_bool},
     gojson,
-    node_ops::{HealthFacts, InitRequest, JoinRequest, SealBackend, SealStatus, UnsealRequest},
+    node_ops::{
+        Ceremony, CeremonyMember, HealthFacts, InitRequest, JoinRequest, ResetRequest, SealBackend,
+        SealStatus, UnsealRequest,
+    },
     request::{Operation, Request},
     response::{Answer, HealthState},
     router::Handler,
@@ -38,6 +42,7 @@ impl Core {
             Handler::SealStatus => Ok(self.seal_status(&self.node().seal_status())),
             Handler::SealBackends => Ok(seal_backends(&self.node().seal_backends())),
             Handler::Unseal => self.unseal(request).await,
+            Handler::UnsealMembers => self.unseal_members(request).await,
             Handler::VerifyShare => self.verify_share(request),
             Handler::Health => health(&self.node().health(), &Fields(&request.data)),
             Handler::Alive => alive(&self.node().health(), &Fields(&request.data)),
@@ -108,8 +113,21 @@ impl Core {
                 "'key' must be specified in request body as JSON, or 'reset' set to true",
             ));
         }
-        let status = self.node().unseal(UnsealRequest { key, reset, migrate }).await?;
+        let cluster = fields.flag("cluster")?.unwrap_or(false);
+        let reset = reset.then_some(ResetRequest {
+            nonce: fields.text_or_empty("nonce")?,
+            client_address: request.client_address.clone(),
+            named_only: request.no_unseal_reset,
+        });
+        let status = self.node().unseal(UnsealRequest { key, reset, migrate, cluster }).await?;
         Ok(self.seal_status(&status))
+    }
+
+    async fn unseal_members(&self, request: &Request) -> Result<Answer, ApiError> {
+        let fields = Fields(&request.data);
+        let nonce = fields.text_or_empty("nonce")?;
+        let members = self.node().unseal_members(nonce, fields.texts("members")?).await?;
+        Ok(raw(&serde_json::json!({ "members": members.iter().map(ceremony_member).collect::<Vec<_>>() })))
     }
 
     fn verify_share(&self, request: &Request) -> Result<Answer, ApiError> {
@@ -145,6 +163,8 @@ impl Core {
             cluster_id: Option<&'a str>,
             recovery_seal: bool,
             storage_type: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            ceremony: Option<Value>,
             #[serde(skip_serializing_if = "Vec::is_empty")]
             warnings: Vec<String>,
         }
@@ -163,6 +183,7 @@ impl Core {
             cluster_id: status.cluster_id.as_deref(),
             recovery_seal: status.recovery_seal,
             storage_type: self.settings.storage_type,
+            ceremony: status.ceremony.as_ref().map(ceremony),
             warnings: [self.warnings.lock().clone(), self.node().health().warnings].concat(),
         })
     }
@@ -376,4 +397,20 @@ fn health_code(query: &Fields<'_>, name: &str) -> Result<Option<u16>, ApiError> 
         .filter(|code| (200..=999).contains(code))
         .map(Some)
         .ok_or(ApiError::Malformed)
+}
+/// What key holders are shown of the other members.
+fn ceremony(ceremony: &Ceremony) -> Value {
+    let members: Vec<Value> = ceremony.members.iter().map(ceremony_member).collect();
+    serde_json::json!({ "nonce": ceremony.nonce, "members": members })
+}
+
+fn ceremony_member(member: &CeremonyMember) -> Value {
+    serde_json::json!({
+        "node_id": member.node_id,
+        "cluster_address": member.cluster_addr,
+        "listed_address": member.listed_addr,
+        "fingerprint": member.fingerprint,
+        "state": member.state.name(),
+        "why": member.why,
+    })
 }

@@ -24,9 +24,9 @@ use super::{
     error::ApiError,
     initial_writes,
     node_ops::{
-        BreakGlassRequest, GenerateRootRequest, HaNode, HealthFacts, InitRequest, InitResponse, JoinRequest,
-        KeyStatus, LeaderStatus, NodeOps, RaftServer, RekeyRequest, RekeyTarget, SealBackend, SealStatus,
-        SealWrap, ShareFacts, UnsealRequest, Unsealed, WrapState,
+        BreakGlassRequest, CeremonyMember, GenerateRootRequest, HaNode, HealthFacts, InitRequest,
+        InitResponse, JoinRequest, KeyStatus, LeaderStatus, NodeOps, RaftServer, RekeyRequest, RekeyTarget,
+        SealBackend, SealStatus, SealWrap, ShareFacts, UnsealRequest, Unsealed, WrapState,
     },
     path::RequestPath,
     request::{Operation, Request},
@@ -274,6 +274,7 @@ impl NodeOps for FakeNode {
             storage_type: "raft".to_owned(),
             cluster_name: (!sealed).then(|| "test".to_owned()),
             cluster_id: (!sealed).then(|| "id".to_owned()),
+            ceremony: None,
         }
     }
 
@@ -349,6 +350,14 @@ impl NodeOps for FakeNode {
 
     fn unseal(&self, _request: UnsealRequest) -> BoxFuture<'_, Result<SealStatus, ApiError>> {
         Box::pin(async { Ok(self.seal_status()) })
+    }
+
+    fn unseal_members(
+        &self,
+        _nonce: String,
+        _node_ids: Option<Vec<String>>,
+    ) -> BoxFuture<'_, Result<Vec<CeremonyMember>, ApiError>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
 
     fn verify_share(&self, _key: &SecretString) -> Result<ShareFacts, ApiError> {

@@ -6,6 +6,7 @@
 mod attempt;
 mod break_glass;
 mod canary;
+mod ceremony;
 mod claims;
 mod generate_root;
 mod init;
@@ -117,6 +118,7 @@ pub struct Node {
     /// Keys of an initialisation or a joining in progress: they sign, no request sees them.
     provisional: RwLock<Option<Arc<OpenKeys>>>,
     progress: Mutex<shares::Progress>,
+    resets: Mutex<shares::Resets>,
     joining: Mutex<join::Joining>,
     /// Whom to ask to be let in: the configured ones, or those named by hand.
     targets: RwLock<Vec<Arc<JoinTarget>>>,
@@ -131,6 +133,8 @@ pub struct Node {
     rekey: tokio::sync::Mutex<Option<rekey::Rekey>>,
     /// A root token that key holders are asked to agree to.
     root_token: tokio::sync::Mutex<Option<generate_root::Generation>>,
+    /// The other members that key holders may have this node open.
+    ceremony: Mutex<Option<ceremony::Offer>>,
     /// Root keys that a leader has handed over, until the entry comes that makes one of them the vault's.
     pending_roots: rotation::PendingRoots,
     /// Why this node was sealed by a new root key, until it is open again.
@@ -175,6 +179,7 @@ impl Node {
             keys: RwLock::default(),
             provisional: RwLock::default(),
             progress: Mutex::default(),
+            resets: Mutex::default(),
             joining: Mutex::new(joining),
             challenges: join::Challenges::default(),
             claims: claims::Claims::default(),
@@ -182,6 +187,7 @@ impl Node {
             break_glass: tokio::sync::Mutex::default(),
             rekey: tokio::sync::Mutex::default(),
             root_token: tokio::sync::Mutex::default(),
+            ceremony: Mutex::default(),
             pending_roots: rotation::PendingRoots::default(),
             missed_root: Mutex::default(),
             reloading: Mutex::default(),
@@ -311,6 +317,7 @@ impl Node {
         self.keys.write().take();
         self.provisional.write().take();
         self.pending_roots.clear();
+        self.ceremony.lock().take();
         self.progress.lock().reset();
         // One that is being worked on ends with the leadership it needs.
         if let Ok(mut rekey) = self.rekey.try_lock() {

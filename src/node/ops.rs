@@ -9,9 +9,9 @@ use super::{Node, join::join_error};
 use crate::core::{
     error::ApiError,
     node_ops::{
-        BreakGlassRequest, GenerateRootRequest, HaNode, HealthFacts, InitRequest, InitResponse, JoinRequest,
-        KeyStatus, LeaderStatus, NodeOps, RaftServer, RekeyRequest, RekeyTarget, SealBackend, SealStatus,
-        SealWrap, ShareFacts, UnsealRequest, Unsealed,
+        BreakGlassRequest, CeremonyMember, GenerateRootRequest, HaNode, HealthFacts, InitRequest,
+        InitResponse, JoinRequest, KeyStatus, LeaderStatus, NodeOps, RaftServer, RekeyRequest, RekeyTarget,
+        SealBackend, SealStatus, SealWrap, ShareFacts, UnsealRequest, Unsealed,
     },
 };
 use crate::{
@@ -95,6 +95,7 @@ impl NodeOps for Node {
             storage_type: "raft".into(),
             cluster_name,
             cluster_id,
+            ceremony: None,
         }
     }
 
@@ -220,6 +221,14 @@ impl NodeOps for Node {
 
     fn unseal(&self, request: UnsealRequest) -> BoxFuture<'_, Result<SealStatus, ApiError>> {
         Box::pin(self.take_share(request))
+    }
+
+    fn unseal_members(
+        &self,
+        nonce: String,
+        node_ids: Option<Vec<String>>,
+    ) -> BoxFuture<'_, Result<Vec<CeremonyMember>, ApiError>> {
+        Box::pin(async move { self.open_members(&nonce, node_ids).await })
     }
 
     fn verify_share(&self, key: &SecretString) -> Result<ShareFacts, ApiError> {

@@ -73,7 +73,7 @@ impl PendingRoots {
 }
 
 /// What a leader hands over. Its copies in the buffers of TLS are not wiped.
-fn encode(commitment: &[u8; 32], root: &RootKey) -> Zeroizing<Vec<u8>> {
+pub(super) fn encode(commitment: &[u8; 32], root: &RootKey) -> Zeroizing<Vec<u8>> {
     // The full length at once: growing would leave the key behind in freed memory.
     let mut body = Zeroizing::new(Vec::with_capacity(LEN));
     body.push(FORMAT);
@@ -82,7 +82,7 @@ fn encode(commitment: &[u8; 32], root: &RootKey) -> Zeroizing<Vec<u8>> {
     body
 }
 
-fn decode(body: &[u8]) -> Option<([u8; 32], RootKey)> {
+pub(super) fn decode(body: &[u8]) -> Option<([u8; 32], RootKey)> {
     let (&FORMAT, rest) = body.split_first()? else { return None };
     let (commitment, root) = rest.split_first_chunk::<32>()?;
     Some((*commitment, RootKey::from_bytes(root.try_into().ok()?)))

@@ -1,5 +1,10 @@
 //! The shares entered so far.
 
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
 use crate::{
     barrier::VaultId,
     seal::{Share, SharePoint, ShareTextError},
@@ -59,6 +64,26 @@ impl Progress {
     }
 }
 
+/// When entered shares were reset lately, by who did not name their series.
+#[derive(Default)]
+pub struct Resets(VecDeque<Instant>);
+
+impl Resets {
+    /// Counts one more, unless there were too many within the last minute.
+    pub fn may(&mut self, now: Instant) -> bool {
+        const MOST: usize = 3;
+        const WITHIN: Duration = Duration::from_secs(60);
+        while self.0.front().is_some_and(|at| now.duration_since(*at) >= WITHIN) {
+            self.0.pop_front();
+        }
+        let may = self.0.len() < MOST;
+        if may {
+            self.0.push_back(now);
+        }
+        may
+    }
+}
+
 /// A random UUID (RFC 9562, version 4) in text.
 pub fn uuid() -> String {
     let mut bytes: [u8; 16] = random_array();
@@ -111,6 +136,14 @@ mod tests {
         assert!(progress.add(VaultId([1; 16]), 1, share(1), 2).is_none());
         assert_eq!(progress.add(VaultId([1; 16]), 1, share(2), 2).unwrap().len(), 2);
         assert_eq!((progress.count(), progress.nonce()), (0, String::new()));
+    }
+
+    #[test]
+    fn three_resets_a_minute_are_enough() {
+        let (mut resets, start) = (Resets::default(), Instant::now());
+        assert!((0..3).all(|_| resets.may(start)));
+        assert!(!resets.may(start + Duration::from_secs(59)));
+        assert!(resets.may(start + Duration::from_secs(60)));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{Node, NodeSettings, records};
 use crate::{
     core::{
         error::ApiError,
-        node_ops::{InitRequest, InitResponse, NodeOps as _, SealStatus, UnsealRequest},
+        node_ops::{InitRequest, InitResponse, NodeOps as _, ResetRequest, SealStatus, UnsealRequest},
     },
     seal::{self, InitParams, SealConfig, Share, SharePoint},
     secret::{SecretString, ShareBytes},
@@ -97,7 +97,7 @@ async fn init(node: &Node) -> InitResponse {
 
 async fn unseal(node: &Node, key: &str) -> Result<SealStatus, ApiError> {
     let key = Some(SecretString::new(key.to_owned()));
-    node.unseal(UnsealRequest { key, reset: false, migrate: false }).await
+    node.unseal(UnsealRequest { key, reset: None, migrate: false, cluster: false }).await
 }
 
 async fn unseal_all(node: &Node, init: &InitResponse) {
@@ -179,7 +179,8 @@ async fn every_wrong_share_is_refused_when_it_is_entered() {
     assert_eq!(unseal(&f.node, &good).await.unwrap().progress, 1);
     assert_eq!(unseal(&f.node, &good).await.unwrap().progress, 1, "a repeated share must not count");
     assert_eq!(unseal(&f.node, &hex::encode(&bare)).await.unwrap().progress, 1, "nor in its bare form");
-    let reset = UnsealRequest { key: None, reset: true, migrate: false };
+    let reset = ResetRequest { nonce: String::new(), client_address: "here".to_owned(), named_only: false };
+    let reset = UnsealRequest { key: None, reset: Some(reset), migrate: false, cluster: false };
     assert_eq!(f.node.unseal(reset).await.unwrap().progress, 0);
     unseal_all(&f.node, &out).await;
 }

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use keystead_raft::{Replica, Replicated as _, VaultSide};
@@ -18,7 +18,7 @@ use crate::{
     barrier::Keyring,
     core::{
         error::ApiError,
-        node_ops::{NodeOps as _, SealStatus, UnsealRequest},
+        node_ops::{NodeOps as _, ResetRequest, SealStatus, UnsealRequest},
     },
     seal::{SealConfig, Share, ShareRejection},
     secret::RootKey,
@@ -38,13 +38,8 @@ impl Node {
     pub(super) async fn take_share(&self, request: UnsealRequest) -> Result<SealStatus, ApiError> {
         let _one = self.lifecycle.lock().await;
         let unsealed = self.keys.read().is_some();
-        if request.reset {
-            if unsealed {
-                return Err(ApiError::invalid("vault is unsealed"));
-            }
-            self.progress.lock().reset();
-            self.abandon_opening();
-            return Ok(self.seal_status());
+        if let Some(reset) = request.reset {
+            return self.reset_shares(&reset, unsealed);
         }
         let key = request.key.ok_or_else(|| {
             ApiError::invalid("'key' must be specified in request body as JSON, or 'reset' set to true")
@@ -68,6 +63,7 @@ impl Node {
                 return Err(ApiError::Internal(text.into()));
             }
             // An open node takes shares for a migration alone.
+            (None, false) if unsealed && request.cluster => {}
             (None, false) | (Some(_), false) if unsealed => return Ok(self.seal_status()),
             _ => {}
         }
@@ -90,7 +86,50 @@ impl Node {
         let root = config
             .unwrap_root(&points)
             .map_err(|e| ApiError::invalid(format!("unable to retrieve stored keys: invalid key: {e}")))?;
-        self.open_and_wait(config, root).await?;
+        // The shares of an open node's key holders say that they agree; it has the key already.
+        if !unsealed {
+            self.open_and_wait(config, root).await?;
+        }
+        let mut status = self.seal_status();
+        if request.cluster && !status.sealed {
+            status.ceremony = Some(self.offer_members().await);
+        }
+        Ok(status)
+    }
+
+    /// Forgets the shares given so far. As with Vault nobody needs a token for that, so whoever does not name the series may
+    /// not do it over and over while key holders are in the middle of it.
+    fn reset_shares(&self, reset: &ResetRequest, unsealed: bool) -> Result<SealStatus, ApiError> {
+        let (shares, nonce) = {
+            let progress = self.progress.lock();
+            (progress.count(), progress.nonce())
+        };
+        if unsealed && shares == 0 {
+            return Err(ApiError::invalid("vault is unsealed"));
+        }
+        let from = &reset.client_address;
+        if shares > 0 && reset.nonce != nonce {
+            if reset.named_only {
+                let text =
+                    "this listener forgets entered shares only for who gives the nonce of their series";
+                return Err(ApiError::Forbidden(text.to_owned()));
+            }
+            if !self.resets.lock().may(Instant::now()) {
+                tracing::warn!(
+                    from,
+                    "a reset of the entered shares was refused: too many came within a minute"
+                );
+                return Err(ApiError::TooManyRequests(
+                    "too many resets within a minute; give the nonce of the series, or wait".to_owned(),
+                ));
+            }
+        }
+        if shares > 0 || self.is_opening() {
+            tracing::warn!(from, shares, "the entered shares were reset");
+            metrics::counter!("keystead_seal_resets_total").increment(1);
+        }
+        self.progress.lock().reset();
+        self.abandon_opening();
         Ok(self.seal_status())
     }
 

@@ -84,6 +84,10 @@ impl VaultSide for Node {
         self.take_root(&peer, body)
     }
 
+    fn unseal(&self, peer: Peer, body: Bytes) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move { self.open_as_member(&peer, body).await })
+    }
+
     /// A latched node seals itself: it has nothing to say that could be relied upon.
     fn latched(&self, reason: &str) {
         let first = self.latched.send_if_modified(|latched| {

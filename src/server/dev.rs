@@ -70,7 +70,7 @@ pub async fn single(args: &ServerArgs) -> Result<(), Failure> {
     let request = InitRequest { secret_shares: 1, secret_threshold: 1, ..InitRequest::default() };
     let init = server.node.init(request).await.map_err(failed)?;
     let key = init.keys_base64.first().cloned();
-    let unseal = UnsealRequest { key: key.clone(), reset: false, migrate: false };
+    let unseal = UnsealRequest { key: key.clone(), reset: None, migrate: false, cluster: false };
     server.node.unseal(unseal).await.map_err(failed)?;
     store_token(args, init.root_token.expose());
     say("==> Keystead server started! Log data will stream in below:\n");

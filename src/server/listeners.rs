@@ -117,6 +117,7 @@ fn rules(tcp: &TcpListenerConfig, server: &ServerConfig) -> Result<ListenerRules
         x_forwarded_for: tcp.x_forwarded_for.clone(),
         require_request_header: tcp.require_request_header,
         metrics: tcp.metrics,
+        key_holders: tcp.key_holders,
         headers: ResponseHeaders::read(&tcp.custom_response_headers).map_err(Failure)?,
     })
 }

@@ -126,6 +126,23 @@ async fn case_26_a_sealed_disk_is_not_given_the_new_root_key() {
 }
 
 #[tokio::test]
+async fn case_26_a_stolen_disk_opens_no_sealed_node_and_learns_nothing_by_trying() {
+    let cluster = ready().await;
+    let (stolen, copy) = steal(&cluster).await;
+    let attacker = Attacker::with_stolen(&copy, &cluster.at(stolen).config());
+    let victim = cluster.others(stolen)[0];
+    cluster.at(victim).kill();
+    cluster.at(victim).start().await.unwrap();
+    let mut line = attacker.open(cluster.at(victim).config().cluster, Channel::Control).await.unwrap();
+    let commitment = [&[1][..], &[7; 64]].concat();
+    for body in [&[][..], &[1; 65], &[0xff; 4096], &commitment] {
+        let refused = line.call(Method::Unseal, body).await.unwrap_err();
+        assert!(refused.contains("cannot be read") || refused.contains("another"), "{refused}");
+    }
+    assert_eq!(cluster.at(victim).seal_status().await.unwrap()["sealed"], true);
+}
+
+#[tokio::test]
 async fn case_29_a_removed_members_live_connections_end_and_new_ones_are_refused() {
     let cluster = ready().await;
     let (stolen, copy) = steal(&cluster).await;

@@ -66,6 +66,17 @@ impl SealStatus {
         Ok(SealStatus { seal, leader })
     }
 
+    /// How many shares the node has, of how many it needs.
+    pub fn progress(&self) -> (u64, u64) {
+        let number = |key: &str| self.seal.get(key).and_then(Value::as_u64).unwrap_or(0);
+        (number("progress"), number("t"))
+    }
+
+    /// The other members, in the answer to the share that completed a ceremony for all of them.
+    pub fn ceremony(&self) -> Option<&Map<String, Value>> {
+        self.seal.get("ceremony").and_then(Value::as_object)
+    }
+
     /// Whether the node serves nothing; an uninitialised one counts as sealed.
     pub fn is_sealed(&self) -> bool {
         self.seal.get("sealed").and_then(Value::as_bool).unwrap_or(true)

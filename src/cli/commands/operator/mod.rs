@@ -1,6 +1,7 @@
 //! `operator`: what the people who run a cluster do.
 
 mod break_glass;
+mod ceremony;
 mod diagnose;
 mod generate_root;
 mod init;
@@ -16,7 +17,6 @@ mod verify_share;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use crate::cli::flags::{Flag, Kind};
 use crate::cli::ui::wrap;
 use crate::cli::{Command, Invocation};
 
@@ -42,11 +42,12 @@ pub const COMMANDS: &[Command] = &[
         synopsis: "Enters an unseal share",
         arguments: "[options] [KEY]",
         about: "Enters one unseal share into the node at the address; without KEY it is asked for and typed unseen,\n\
-                which keeps it out of the shell's history. The exit code is 0 whether or not more shares are needed.",
-        flags: &[
-            Flag::new("reset", Kind::Bool, "Forget the shares entered so far."),
-            Flag::new("migrate", Kind::Bool, "The share is entered for the migration to another seal."),
-        ],
+                which keeps it out of the shell's history. The exit code is 0 whether or not more shares are needed.\n\n\
+                With -cluster shares are asked for until there are enough, the other members are shown with the\n\
+                fingerprints of their keys, and those that are sealed are opened, too, when that is confirmed. The exit\n\
+                code is 2 if a member is still sealed then.\n\n    \
+                $ {program} operator unseal -cluster",
+        flags: unseal::FLAGS,
         run: Some(unseal::run),
         ..Command::DEFAULT
     },
