@@ -205,3 +205,54 @@ async fn keys_that_cannot_be_encrypted_for_are_refused_before_anything_is_made()
     assert!(cli.stderr.contains("not fetched from Keybase"), "{}", cli.stderr);
     assert_eq!(cluster.at(0).seal_status().await.unwrap()["initialized"], false);
 }
+
+#[tokio::test]
+async fn a_rekey_keeps_the_encrypted_shares_when_asked_to() {
+    let Some(custodians) = Custodians::new() else { return };
+    let mut cluster = Box::pin(one().start()).await.unwrap();
+    cluster.init(0).await.unwrap();
+    cluster.unseal_all().await.unwrap();
+    open(cluster.at(0)).await;
+    let (node, cli) = (cluster.at(0), cluster.cli(0));
+    node.set_token(&cluster.keys().root_token);
+    let retrieve = ["operator", "rekey", "-backup-retrieve", "-format=json"];
+    let none = cli.run(&retrieve).await.unwrap();
+    assert!(none.code == 2 && none.stderr.contains("no backed-up keys found"), "{none:?}");
+
+    let names = ["anna", "ben", "cleo"];
+    let files = names.map(|name| custodians.file(name).display().to_string()).join(",");
+    let keys = format!("-pgp-keys={files}");
+    let begin = ["operator", "rekey", "-init", "-backup", "-key-shares=3", "-key-threshold=2", &keys];
+    let begun = cli.run(&begin).await.unwrap();
+    assert_eq!(begun.code, 0, "{}", begun.stderr);
+    let status = node.call("GET", "sys/rekey/init", None).await.unwrap().json();
+    assert_eq!(status["backup"], true, "{status}");
+    let mut made = Value::Null;
+    for share in cluster.shares() {
+        let body = json!({ "key": share, "nonce": status["nonce"] });
+        made = node.call("PUT", "sys/rekey/update", Some(&body)).await.unwrap().ok().unwrap().json();
+    }
+    assert_eq!((&made["complete"], &made["backup"]), (&json!(true), &json!(true)), "{made}");
+
+    let kept = cli.run(&retrieve).await.unwrap();
+    assert_eq!(kept.code, 0, "{}", kept.stderr);
+    let kept: Value = serde_json::from_str(&kept.stdout).unwrap();
+    for (at, name) in names.iter().enumerate() {
+        let fingerprint = made["pgp_fingerprints"][at].as_str().unwrap();
+        let message = kept["data"]["keys_base64"][fingerprint][0].as_str().unwrap();
+        assert_eq!(message, made["keys_base64"][at], "{name}");
+        assert_eq!(kept["data"]["keys"][fingerprint][0], made["keys"][at], "{name}");
+        let body = json!({ "key": custodians.opened(message) });
+        let facts = node.call("PUT", "sys/verify-share", Some(&body)).await.unwrap().ok().unwrap().json();
+        assert_eq!(
+            (&facts["valid"], &facts["t"]),
+            (&json!(true), &json!(2)),
+            "{name}'s share counts: {facts}"
+        );
+    }
+    let stranger = node.client().without_token().call("GET", "sys/rekey/backup", None).await.unwrap();
+    assert_eq!(stranger.status, 403);
+    let deleted = cli.run(&["operator", "rekey", "-backup-delete"]).await.unwrap();
+    assert_eq!(deleted.code, 0, "{}", deleted.stderr);
+    assert_eq!(cli.run(&retrieve).await.unwrap().code, 2);
+}

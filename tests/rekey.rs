@@ -4,6 +4,8 @@
 mod common;
 #[path = "common/digests.rs"]
 mod digests;
+#[path = "common/state_rows.rs"]
+mod state_rows;
 #[path = "common/unattended.rs"]
 mod unattended;
 
@@ -351,4 +353,71 @@ async fn the_command_line_goes_through_all_of_it() {
     command(&cluster, &["rekey", "-init"]).await;
     let (code, out, err) = run(&["rekey", "-cancel"]).await;
     assert_eq!((code, out.trim_end()), (0, "Success! Canceled rekeying (if it was started)"), "{err}");
+}
+
+/// How many sealed values there are of each barrier term on a disk: a value begins with its format and its term.
+fn terms(rows: &state_rows::Rows) -> [usize; 2] {
+    let of = |term: u8| {
+        let begins = |row: &&Vec<u8>| row[..row.len().min(40)].windows(5).any(|at| at == [1, 0, 0, 0, term]);
+        rows.values().filter(begins).count()
+    };
+    [of(1), of(2)]
+}
+
+#[tokio::test]
+async fn after_a_rotation_everything_is_sealed_anew_in_the_background() {
+    let cluster = ready().await;
+    let node = cluster.at(cluster.leader().await.unwrap());
+    for n in 0..150 {
+        node.put(&format!("deep/{}/{n}", n % 7), &json!({ "n": n })).await.unwrap();
+    }
+    let clients: Vec<Client> = cluster.nodes().iter().map(Node::client).collect();
+    let load = load::Load::start(&clients, 2, Duration::from_millis(2));
+    node.call("PUT", "sys/rotate", Some(&json!({}))).await.unwrap().ok().unwrap();
+    let done = "everything is sealed under the newest barrier key";
+    wait::until_now("the walk to end", SOON, || match node.log().contains(done) {
+        true => Ok(()),
+        false => Err("it goes on".to_owned()),
+    })
+    .await
+    .unwrap();
+    let history = load.stop().await;
+    assert_eq!(history.count(load::Ended::Refused), 0, "{:?}", history.refusals);
+    for n in 0..150 {
+        assert_eq!(node.get(&format!("deep/{}/{n}", n % 7)).await.unwrap().unwrap()["n"], n);
+    }
+    history.check(&cluster, &[0, 1, 2]).await.unwrap();
+    digests::equal(&cluster).await;
+    for node in cluster.nodes() {
+        node.stop().await.unwrap();
+        let [old, new] = terms(&state_rows::rows(&node.data(), b"s"));
+        assert!(old == 0 && new > 300, "{}: {old} under the old key, {new} under the new one", node.name());
+    }
+    // The next leader knows that there is nothing to do.
+    cluster.bring_back_together(&[0, 1, 2]).await.unwrap();
+    cluster.serves(0, SOON).await.unwrap();
+    assert_eq!(cluster.nodes().iter().map(|node| node.log().matches(done).count()).sum::<usize>(), 1);
+}
+
+#[tokio::test]
+async fn when_the_barrier_key_is_rotated_can_be_configured() {
+    let cluster = ready().await;
+    let node = cluster.at(1);
+    let read = async || node.call("GET", "sys/rotate/config", None).await.unwrap().ok().unwrap().data();
+    let write = async |body: Value| node.call("PUT", "sys/rotate/config", Some(&body)).await.unwrap();
+    let default = json!({ "enabled": true, "interval": 0, "max_operations": 3_865_470_566_u64 });
+    assert_eq!(read().await, default);
+    for wrong in [
+        json!({ "max_operations": 999_999 }),
+        json!({ "max_operations": 3_865_470_567_u64 }),
+        json!({ "interval": "23h" }),
+        json!({ "enabled": "perhaps" }),
+    ] {
+        assert_eq!(write(wrong.clone()).await.status, 400, "{wrong}");
+    }
+    assert_eq!(read().await, default, "nothing was changed");
+    assert_eq!(write(json!({ "interval": "48h", "max_operations": 2_000_000 })).await.status, 204);
+    assert_eq!(read().await, json!({ "enabled": true, "interval": 172_800, "max_operations": 2_000_000 }));
+    let stranger = node.client().without_token();
+    assert_eq!(stranger.call("GET", "sys/rotate/config", None).await.unwrap().status, 403);
 }

@@ -37,12 +37,6 @@ use value::ValueCipher;
 
 use crate::secret::{SecretBytes, on_wiped_stack};
 
-/// Encryptions under one barrier key after which it should be rotated.
-///
-/// RFC 8452 section 9 allows 2^32 messages under one key with random nonces at a wide margin; half of it leaves room
-/// for counts that a crash has lost.
-pub const ROTATION_DUE: u64 = 1 << 31;
-
 /// The identity of the vault's data, drawn at init and kept for ever; it goes along with a backup.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, bincode::Encode, bincode::Decode)]
 pub struct VaultId(pub [u8; 16]);
@@ -226,10 +220,11 @@ impl Barrier {
         }
     }
 
-    /// Whether the newest barrier key has done so much that it should be rotated (see [`ROTATION_DUE`]).
+    /// Encryptions that the keyring does not have yet, as it was when this was made.
     #[must_use]
-    pub fn rotation_due(&self) -> bool {
-        self.newest().encryptions.load(Ordering::Relaxed) >= ROTATION_DUE
+    pub fn uncounted(&self) -> u64 {
+        let known: u64 = self.keyring.barrier_terms().iter().map(|term| term.encryptions).sum();
+        self.encryptions().iter().map(|(_, count)| count).sum::<u64>().saturating_sub(known)
     }
 
     /// A copy of the keyring that carries the present counts, for sealing it again.
@@ -302,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn encryptions_are_counted_per_term_and_reported_as_due() {
+    fn encryptions_are_counted_per_term() {
         let barrier = barrier();
         for _ in 0..3 {
             let _ = barrier.seal_value(RecordType(1), b"path", b"secret");
@@ -311,9 +306,8 @@ mod tests {
         barrier.add_encryptions(1, 4);
         barrier.add_encryptions(9, 4);
         assert_eq!(barrier.counted_keyring().barrier_terms()[0].encryptions, 7);
-        assert!(!barrier.rotation_due());
-        barrier.add_encryptions(1, ROTATION_DUE - 7);
-        assert!(barrier.rotation_due());
+        assert_eq!(barrier.uncounted(), 7);
+        assert_eq!(Barrier::new(barrier.vault_id(), barrier.counted_keyring()).uncounted(), 0);
     }
 
     #[test]

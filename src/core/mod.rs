@@ -15,6 +15,7 @@ pub mod gojson;
 mod host;
 pub mod inflight;
 pub mod json;
+mod key_rotation;
 pub mod latches;
 mod leader;
 mod mount_change;
@@ -24,8 +25,10 @@ pub mod path;
 mod rekey;
 pub mod request;
 pub mod response;
+mod rewrap;
 pub mod router;
 mod running;
+pub mod share_backup;
 mod sweep;
 mod sys;
 mod sys_info;
@@ -131,6 +134,7 @@ pub struct Core {
     audit: Box<dyn AuditBroker>,
     running: RunningRequests,
     counts: Counts,
+    rewrap: tokio::sync::Mutex<rewrap::Rewrap>,
     /// What the operator should see in `status`.
     warnings: Mutex<Vec<String>>,
     /// Where requests run, whichever runtime hands them over: those of the cluster port belong to consensus.
@@ -152,6 +156,7 @@ impl Core {
             audit: Box::new(NoDevices),
             running: RunningRequests::default(),
             counts: Counts::new(),
+            rewrap: tokio::sync::Mutex::default(),
             warnings: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
         })

@@ -511,6 +511,8 @@ pub struct KeyStatus {
     pub installed_ms: u64,
     /// How much has been encrypted under it.
     pub encryptions: u64,
+    /// How much has been encrypted under any key and is not noted in the keyring.
+    pub uncounted: u64,
     /// When the first barrier term was installed, in milliseconds since the Unix epoch: when the vault was made.
     pub first_installed_ms: u64,
 }
@@ -603,6 +605,8 @@ pub trait NodeOps: Send + Sync + 'static {
         request: GenerateRootRequest,
         trusted: bool,
     ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>>;
+    /// Notes in the keyring how much has been encrypted under each key, on the leader.
+    fn keep_counts(&self) -> BoxFuture<'_, Result<(), ApiError>>;
     /// Gives the barrier a key of the next term, on the leader.
     fn rotate(&self) -> BoxFuture<'_, Result<(), ApiError>>;
     /// Removes a member, on the leader. Removing one that is not there succeeds.

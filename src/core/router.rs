@@ -44,6 +44,10 @@ pub enum Handler {
     Unseal,
     /// `sys/verify-share`.
     VerifyShare,
+    /// `sys/rotate/config`.
+    RotationConfig,
+    /// `sys/rekey/backup` and `sys/rekey/recovery-key-backup`.
+    ShareBackup,
     /// `sys/unseal-members`.
     UnsealMembers,
     /// `sys/seal`.
@@ -254,7 +258,19 @@ pub const ROUTES: &[Route] = &[
     step("sys/rekey-recovery-key/verify", &[Read, Update, Delete], Handler::Rekey),
     step("sys/generate-root/attempt", &[Read, Update, Delete], Handler::GenerateRoot),
     step("sys/generate-root/update", &[Update], Handler::GenerateRoot),
+    logical("sys/rekey/backup", &[Read], Handler::ShareBackup, Access::Root, Place::Linearizable),
+    logical("sys/rekey/backup", &[Delete], Handler::ShareBackup, Access::Root, Place::Leader),
+    logical(
+        "sys/rekey/recovery-key-backup",
+        &[Read],
+        Handler::ShareBackup,
+        Access::Root,
+        Place::Linearizable,
+    ),
+    logical("sys/rekey/recovery-key-backup", &[Delete], Handler::ShareBackup, Access::Root, Place::Leader),
     logical("sys/rotate", &[Update], Handler::Rotate, Access::Root, Place::Leader),
+    logical("sys/rotate/config", &[Read], Handler::RotationConfig, Access::Root, Place::Linearizable),
+    logical("sys/rotate/config", &[Update], Handler::RotationConfig, Access::Root, Place::Leader),
     logical("sys/mounts", &[Read], Handler::Mounts, Access::Token, Place::Linearizable),
     logical("sys/mounts/*", &[Read], Handler::Mount, Access::Token, Place::Linearizable),
     logical("sys/mounts/*", &[Update, Delete], Handler::Mount, Access::Token, Place::Leader),

@@ -31,7 +31,22 @@ pub enum Swept {
 }
 
 impl Core {
-    /// Does one small piece of background work, as one log entry. To be called on the leader, now and then,
+    /// Does one small piece of the leader's background work. To be called now and then, and again soon while it finds
+    /// something.
+    ///
+    /// # Errors
+    /// When the node is sealed, does not lead or fails to write; the work stays for another time.
+    pub async fn background_step(&self) -> Result<Swept, ApiError> {
+        if self.sweep_step().await? == Swept::Some {
+            return Ok(Swept::Some);
+        }
+        if self.tend_keys().await? == Swept::Some {
+            return Ok(Swept::Some);
+        }
+        self.rewrap_step().await
+    }
+
+    /// Deletes some of what nothing refers to any more, as one log entry. To be called on the leader, now and then,
     /// and again soon while it finds something.
     ///
     /// # Errors

@@ -38,6 +38,8 @@ impl Core {
                 data.insert("term".to_owned(), status.term.into());
                 Ok(Answer::duplicated(data))
             }
+            Handler::RotationConfig => self.rotation_config(request, txn),
+            Handler::ShareBackup => self.share_backup(request, txn),
             Handler::BreakGlass => self.node().break_glass().map(Answer::data),
             Handler::RaftConfiguration => self.raft_configuration(),
             Handler::Metrics => self.metrics(&Fields(&request.data)),

@@ -308,7 +308,7 @@ impl NodeOps for FakeNode {
     }
 
     fn key_status(&self) -> Option<KeyStatus> {
-        Some(KeyStatus { term: 1, installed_ms: 0, encryptions: 3, first_installed_ms: 0 })
+        Some(KeyStatus { term: 1, installed_ms: 0, encryptions: 3, uncounted: 0, first_installed_ms: 0 })
     }
 
     fn raft_configuration(&self) -> Result<Vec<RaftServer>, ApiError> {
@@ -424,6 +424,10 @@ impl NodeOps for FakeNode {
         _trusted: bool,
     ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>> {
         Box::pin(async { Err(ApiError::invalid("there are no shares here")) })
+    }
+
+    fn keep_counts(&self) -> BoxFuture<'_, Result<(), ApiError>> {
+        Box::pin(async { Ok(()) })
     }
 
     fn rotate(&self) -> BoxFuture<'_, Result<(), ApiError>> {

@@ -28,24 +28,42 @@ const MAX_LISTED: usize = 1_000_000;
 pub mod kind {
     use crate::barrier::RecordType;
 
-    /// The answer to a write, kept beside it in the request window.
-    pub const RESPONSE: RecordType = RecordType(1);
-    /// The mount table.
-    pub const MOUNTS: RecordType = RecordType(2);
-    /// A token.
-    pub const TOKEN: RecordType = RecordType(3);
-    /// The latest moves of mounts.
-    pub const MOUNT_MOVES: RecordType = RecordType(4);
-    /// A secret of the first version of KV.
-    pub const KV1: RecordType = RecordType(16);
-    /// The configuration of a KV v2 mount.
-    pub const KV2_CONFIG: RecordType = RecordType(17);
-    /// The metadata of a key of KV v2.
-    pub const KV2_META: RecordType = RecordType(18);
-    /// One version of a key of KV v2.
-    pub const KV2_VERSION: RecordType = RecordType(19);
-    /// Versions of KV v2 that are unlinked and wait for the sweep.
-    pub const KV2_GARBAGE: RecordType = RecordType(20);
+    macro_rules! kinds {
+        ($($(#[$doc:meta])+ $name:ident = $number:literal,)+) => {
+            $($(#[$doc])+ pub const $name: RecordType = RecordType($number);)+
+            /// All of them.
+            pub const ALL: &[RecordType] = &[$($name),+];
+        };
+    }
+
+    kinds! {
+        /// The answer to a write, kept beside it in the request window.
+        RESPONSE = 1,
+        /// The mount table.
+        MOUNTS = 2,
+        /// A token.
+        TOKEN = 3,
+        /// The latest moves of mounts.
+        MOUNT_MOVES = 4,
+        /// The cluster CA.
+        CLUSTER_CA = 5,
+        /// When the barrier key is rotated.
+        ROTATION = 6,
+        /// The barrier term under which everything is sealed.
+        SEALED_UNDER = 7,
+        /// Shares that a rekey made, encrypted for their holders.
+        SHARE_BACKUP = 8,
+        /// A secret of the first version of KV.
+        KV1 = 16,
+        /// The configuration of a KV v2 mount.
+        KV2_CONFIG = 17,
+        /// The metadata of a key of KV v2.
+        KV2_META = 18,
+        /// One version of a key of KV v2.
+        KV2_VERSION = 19,
+        /// Versions of KV v2 that are unlinked and wait for the sweep.
+        KV2_GARBAGE = 20,
+    }
 }
 
 /// A name in a folder.
@@ -335,4 +353,15 @@ pub fn open_response(barrier: &Barrier, id: RequestId, sealed: &[u8]) -> Result<
 /// What a failure of storage means for a request: nothing it could mend.
 pub fn storage_error(error: &StorageError) -> ApiError {
     ApiError::internal("reading the state", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::kind;
+
+    #[test]
+    fn no_number_is_of_two_kinds() {
+        let numbers: std::collections::BTreeSet<u8> = kind::ALL.iter().map(|kind| kind.0).collect();
+        assert_eq!(numbers.len(), kind::ALL.len());
+    }
 }

@@ -60,6 +60,15 @@ pub fn latch<'p>(mount: &MountEntry, path: &'p str) -> &'p str {
     }
 }
 
+/// The first segments of all records of a mount.
+pub fn record_roots(mount: &MountEntry) -> impl Iterator<Item = crate::barrier::MountId> {
+    let further = match mount.engine {
+        EngineKind::Kv2Upgraded { records, .. } => Some(records),
+        _ => None,
+    };
+    std::iter::once(mount.id).chain(further)
+}
+
 /// Does a piece of a mount's background work. True when there may be more.
 pub fn sweep(mount: &MountEntry, txn: &mut Transaction) -> Result<bool, ApiError> {
     if mount.engine.has_versions() { kv2::sweep(mount, txn) } else { Ok(false) }

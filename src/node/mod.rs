@@ -368,7 +368,7 @@ async fn sweep(core: Weak<Core>, mut stopping: watch::Receiver<bool>) {
     loop {
         let wait = match core.upgrade() {
             None => return,
-            Some(core) => match core.sweep_step().await {
+            Some(core) => match core.background_step().await {
                 Ok(crate::core::Swept::Some) => BUSY,
                 // Not leading, sealed or without a quorum: somebody else sweeps, or nobody can.
                 Ok(crate::core::Swept::Nothing) | Err(_) => IDLE,

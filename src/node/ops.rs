@@ -5,7 +5,7 @@ use std::sync::Arc;
 use keystead_raft::{BoxFuture, Replica, Replicated};
 use serde_json::{Map, Value};
 
-use super::{Node, join::join_error};
+use super::{Node, join::join_error, rotation::Change};
 use crate::core::{
     error::ApiError,
     node_ops::{
@@ -153,6 +153,7 @@ impl NodeOps for Node {
             term: term.term,
             installed_ms: term.installed_ms,
             encryptions: counted.map_or(0, |(_, count)| count),
+            uncounted: keys.barrier().uncounted(),
             first_installed_ms: keys
                 .barrier()
                 .keyring()
@@ -294,8 +295,12 @@ impl NodeOps for Node {
         Box::pin(self.make_root_token(request, trusted))
     }
 
+    fn keep_counts(&self) -> BoxFuture<'_, Result<(), ApiError>> {
+        Box::pin(self.change_keyring(Change::Counts))
+    }
+
     fn rotate(&self) -> BoxFuture<'_, Result<(), ApiError>> {
-        Box::pin(self.rotate_keyring())
+        Box::pin(self.change_keyring(Change::Rotate))
     }
 
     fn remove_peer(&self, node_id: String) -> BoxFuture<'_, Result<(), ApiError>> {

@@ -4,8 +4,8 @@ use keystead_raft::Directory;
 use keystead_storage::{RecordKey, SealedState, StorageError, Version};
 
 use crate::{
-    barrier::{Barrier, MountId, RecordType},
-    core::error::ApiError,
+    barrier::{Barrier, MountId},
+    core::{error::ApiError, txn::kind},
     seal::{SealConfig, SealConfigError},
 };
 
@@ -13,8 +13,6 @@ const SEAL_CONFIG: &str = "seal-config";
 const KEYRING: &str = "keyring";
 const CLUSTER: &str = "cluster";
 const CLUSTER_FORMAT: u8 = 1;
-/// Type of the record that holds the cluster CA.
-const CLUSTER_CA: RecordType = RecordType(4);
 
 fn clear(name: &str) -> RecordKey {
     RecordKey::clear(name).expect("the names of our own records are valid")
@@ -55,7 +53,7 @@ pub fn seal_cluster_ca(barrier: &Barrier, key: &RecordKey, cert_der: &[u8], key_
     plain.extend_from_slice(&(cert_der.len() as u32).to_be_bytes());
     plain.extend_from_slice(cert_der);
     plain.extend_from_slice(key_der);
-    barrier.seal_value(CLUSTER_CA, key.as_bytes(), &plain)
+    barrier.seal_value(kind::CLUSTER_CA, key.as_bytes(), &plain)
 }
 
 /// Who signs the certificates of a cluster's nodes.
@@ -83,7 +81,7 @@ pub fn open_cluster_ca(
     sealed: &[u8],
 ) -> Result<ClusterAuthority, ApiError> {
     let plain = barrier
-        .open_value(CLUSTER_CA, key.as_bytes(), sealed)
+        .open_value(kind::CLUSTER_CA, key.as_bytes(), sealed)
         .map_err(|e| ApiError::internal("opening the cluster CA", &e))?;
     let (len, rest) =
         plain.split_first_chunk::<4>().ok_or_else(|| ApiError::internal("cluster CA record", &"short"))?;

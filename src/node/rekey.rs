@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use keystead_raft::Replicated as _;
-use keystead_storage::Version;
+use keystead_raft::{ProposeOutcome, Replicated as _};
+use keystead_storage::{Txn, Version};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -20,8 +20,10 @@ use crate::{
     core::{
         error::ApiError,
         node_ops::{RekeyRequest, RekeyTarget},
+        request::fresh_id,
+        share_backup::ShareBackup,
     },
-    seal::{InitParams, NewRoot, PgpKey, SealConfig, Share, holders},
+    seal::{HandedOut, InitParams, NewRoot, PgpKey, SealConfig, Share, holders},
     secret::SecretString,
 };
 
@@ -37,6 +39,8 @@ pub struct Rekey {
     attempt: Attempt,
     params: InitParams,
     holders: Vec<PgpKey>,
+    /// The messages with the new shares are kept, for who has a token.
+    backup: bool,
     verify: bool,
     made: Option<Made>,
 }
@@ -190,10 +194,16 @@ impl Node {
             Ok(made) => made,
             Err(error) => return (Err(error), false),
         };
-        let answer = match completed(rekey, &shares) {
-            Ok(answer) => answer,
+        let (out, answer) = match completed(rekey, &shares) {
+            Ok(done) => done,
             Err(error) => return (Err(error), false),
         };
+        // Before they count: a backup that cannot be kept must not be found missing afterwards.
+        if rekey.backup
+            && let Err(error) = self.keep_backup(rekey, &out, keys).await
+        {
+            return (Err(error), false);
+        }
         if !rekey.verify {
             let done = self.carry_out_rekey(rekey.target, change, version, rekey.attempt.term()).await;
             let over = done.is_ok();
@@ -209,6 +219,31 @@ impl Node {
         tracing::info!(target = rekey.target.name(), "new shares were handed out, which count when verified");
         rekey.made = Some(Made { change, version, attempt });
         (Ok(answer), false)
+    }
+
+    /// Keeps the messages with the new shares.
+    async fn keep_backup(&self, rekey: &Rekey, out: &HandedOut, keys: &OpenKeys) -> Result<(), ApiError> {
+        let replica = self.replica().ok_or(ApiError::Sealed)?;
+        let texts = |all: &[SecretString], at: usize| {
+            all.get(at).map(|text| text.expose().to_owned()).unwrap_or_default()
+        };
+        let shares = rekey.holders.iter().enumerate();
+        let shares = shares
+            .map(|(at, holder)| (holder.fingerprint(), texts(&out.hex, at), texts(&out.base64, at)))
+            .collect();
+        let backup = ShareBackup { nonce: rekey.attempt.nonce().to_owned(), shares };
+        let txn = Txn {
+            request_id: fresh_id(),
+            writes: vec![backup.write(rekey.target, keys.barrier())?],
+            ..Txn::default()
+        };
+        match replica.propose(txn).await {
+            Ok(ProposeOutcome::Applied(_) | ProposeOutcome::Duplicate { .. }) => Ok(()),
+            Ok(ProposeOutcome::Conflict { .. }) => {
+                Err(ApiError::internal("keeping a backup of the new shares", &"it conflicted"))
+            }
+            Err(error) => Err(ApiError::internal("keeping a backup of the new shares", &error)),
+        }
     }
 
     /// Takes a new share, and lets the new ones count when there are enough.
@@ -312,11 +347,6 @@ fn begin(
         let text = "cannot request a backup of the new keys without providing PGP keys for encryption";
         return Err(ApiError::invalid(text));
     }
-    if backup {
-        return Err(ApiError::invalid(
-            "a backup of the new keys is not kept: leave backup out, and have the new keys verified (require_verification) before the former ones stop to count",
-        ));
-    }
     let params = numbers(shares, threshold)?;
     if !pgp_keys.is_empty() && pgp_keys.len() as u64 != shares {
         return Err(ApiError::invalid("incorrect number of PGP keys for rekey"));
@@ -325,7 +355,7 @@ fn begin(
     let authority = authority(target);
     let set = authority.set(config).ok_or_else(|| ApiError::invalid("this vault has no such shares"))?;
     let attempt = Attempt::begin("rekey", authority, set, term);
-    Ok(Rekey { target, attempt, params, holders, verify, made: None })
+    Ok(Rekey { target, attempt, params, holders, backup, verify, made: None })
 }
 
 fn make(rekey: &Rekey, config: &SealConfig, keys: &OpenKeys) -> Result<(Change, Vec<Share>), ApiError> {
@@ -373,7 +403,7 @@ fn status(
         "progress": rekey.map_or(0, |rekey| rekey.attempt.progress()),
         "required": authority(target).set(config).map_or(0, |set| set.threshold),
         "pgp_fingerprints": rekey.map_or(Value::Null, fingerprints),
-        "backup": false,
+        "backup": rekey.is_some_and(|rekey| rekey.backup),
         "verification_required": rekey.is_some_and(|rekey| rekey.verify),
     });
     let mut status = status.as_object().cloned().unwrap_or_default();
@@ -395,7 +425,7 @@ fn verification(rekey: &Rekey, trusted: bool) -> Map<String, Value> {
     status.as_object().cloned().unwrap_or_default()
 }
 
-fn completed(rekey: &Rekey, shares: &[Share]) -> Result<Map<String, Value>, ApiError> {
+fn completed(rekey: &Rekey, shares: &[Share]) -> Result<(HandedOut, Map<String, Value>), ApiError> {
     let out = hand_out(shares, &rekey.holders)?;
     let texts = |all: &[SecretString]| all.iter().map(SecretString::expose).collect::<Value>();
     let answer = json!({
@@ -404,10 +434,10 @@ fn completed(rekey: &Rekey, shares: &[Share]) -> Result<Map<String, Value>, ApiE
         "keys": texts(&out.hex),
         "keys_base64": texts(&out.base64),
         "pgp_fingerprints": fingerprints(rekey),
-        "backup": false,
+        "backup": rekey.backup,
         "verification_required": rekey.verify,
     });
-    Ok(answer.as_object().cloned().unwrap_or_default())
+    Ok((out, answer.as_object().cloned().unwrap_or_default()))
 }
 
 fn with_warning(mut answer: Map<String, Value>, warning: Option<&str>) -> Map<String, Value> {

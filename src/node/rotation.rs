@@ -36,6 +36,15 @@ const FORMAT: u8 = 1;
 /// `format[1] commitment[32] root key[32]`.
 const LEN: usize = 1 + 32 + 32;
 
+/// A change of the keyring under the same root key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Keys of the next term.
+    Rotate,
+    /// How much was encrypted.
+    Counts,
+}
+
 /// Root keys that may become the vault's, by their commitments.
 #[derive(Default)]
 pub struct PendingRoots(Mutex<Vec<Pending>>);
@@ -134,11 +143,12 @@ impl Node {
         }
     }
 
-    /// Gives the barrier and the log keys of the next term, under the root key that there is.
+    /// Gives the barrier and the log keys of the next term, or notes only how much was encrypted, under the root key that
+    /// there is.
     ///
     /// # Errors
     /// 503 when it kept changing; 500 when it failed, or is not known to have happened.
-    pub(super) async fn rotate_keyring(&self) -> Result<(), ApiError> {
+    pub(super) async fn change_keyring(&self, change: Change) -> Result<(), ApiError> {
         let failed = |e: &dyn std::fmt::Display| ApiError::internal("rotating the keyring", e);
         for _ in 0..ATTEMPTS {
             let replica = self.replica().ok_or(ApiError::Sealed)?;
@@ -146,7 +156,11 @@ impl Node {
             let (config, _) = self.present_config(keys.root())?;
             let found = records::keyring(&*replica.state()).map_err(|e| failed(&e))?;
             let (version, sealed) = found.ok_or_else(|| failed(&"the keyring is missing"))?;
-            let keyring = next_keyring(&keys, &sealed, replica.cluster_time_ms()).map_err(|e| failed(&e))?;
+            let keyring = match change {
+                Change::Rotate => next_keyring(&keys, &sealed, replica.cluster_time_ms()),
+                Change::Counts => counted_keyring(&keys, &sealed),
+            };
+            let keyring = keyring.map_err(|e| failed(&e))?;
             let term = keyring.barrier_terms().last().map_or(0, |term| term.term);
             let key = records::keyring_key();
             let value = keyring.seal(keys.root(), config.vault_id, config.root_generation);
@@ -158,8 +172,10 @@ impl Node {
             };
             match replica.propose(txn).await {
                 Ok(ProposeOutcome::Applied(_) | ProposeOutcome::Duplicate { .. }) => {
-                    metrics::counter!("keystead_barrier_rotations_total").increment(1);
-                    tracing::info!(term, "the barrier key was rotated");
+                    if change == Change::Rotate {
+                        metrics::counter!("keystead_barrier_rotations_total").increment(1);
+                        tracing::info!(term, "the barrier key was rotated");
+                    }
                     return Ok(());
                 }
                 Ok(ProposeOutcome::Conflict { .. }) => {}
@@ -259,11 +275,17 @@ impl Node {
 
 /// The keyring with keys of the next term, and what is known of the use of the others.
 fn next_keyring(keys: &OpenKeys, sealed: &[u8], now_ms: u64) -> Result<Keyring, String> {
+    let mut keyring = counted_keyring(keys, sealed)?;
+    keyring.rotate(now_ms);
+    Ok(keyring)
+}
+
+/// The keyring with what is known of the use of its keys.
+fn counted_keyring(keys: &OpenKeys, sealed: &[u8]) -> Result<Keyring, String> {
     let mut keyring = keys.open_keyring(sealed).map_err(|e| e.to_string())?;
     for (term, encryptions) in keys.barrier().encryptions() {
         keyring.set_encryptions(term, encryptions);
     }
-    keyring.rotate(now_ms);
     Ok(keyring)
 }
 

@@ -17,6 +17,9 @@ pub const FLAGS: &[Flag] = &[
     Flag::new("key-shares", Kind::Int, "Number of shares to make; 5 by default."),
     Flag::new("key-threshold", Kind::Int, "Number of them that are needed; 3 by default."),
     Flag::new("nonce", Kind::Text, "The nonce of the operation, or of the verification."),
+    Flag::new("backup", Kind::Bool, "With -init and -pgp-keys: keep the encrypted shares in the vault."),
+    Flag::new("backup-retrieve", Kind::Bool, "Show the encrypted shares that were kept."),
+    Flag::new("backup-delete", Kind::Bool, "Delete the encrypted shares that were kept."),
     Flag::new("target", Kind::Text, "Which shares: barrier, which is the default, or recovery."),
     Flag::new(
         "pgp-keys",
@@ -42,6 +45,8 @@ const STATUS: [&str; 10] = [
 #[derive(Clone, Copy)]
 struct Target {
     base: &'static str,
+    /// Where encrypted shares are kept.
+    backup: &'static str,
     /// What the present shares are called.
     share: &'static str,
     what: &'static str,
@@ -50,10 +55,18 @@ struct Target {
 impl Target {
     fn of(invocation: &mut Invocation<'_, '_>) -> Result<Self, i32> {
         match invocation.flags.text("target").unwrap_or("barrier") {
-            "barrier" => Ok(Self { base: "sys/rekey", share: "Unseal Key", what: "unseal" }),
-            "recovery" => {
-                Ok(Self { base: "sys/rekey-recovery-key", share: "Recovery Key", what: "recovery" })
-            }
+            "barrier" => Ok(Self {
+                base: "sys/rekey",
+                backup: "sys/rekey/backup",
+                share: "Unseal Key",
+                what: "unseal",
+            }),
+            "recovery" => Ok(Self {
+                base: "sys/rekey-recovery-key",
+                backup: "sys/rekey/recovery-key-backup",
+                share: "Recovery Key",
+                what: "recovery",
+            }),
             other => {
                 let text = format!("Unknown target: {other}; it is barrier or recovery");
                 Err(invocation.fail(&text))
@@ -72,6 +85,9 @@ pub fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
     }
     let target = Target::of(invocation)?;
     let session = invocation.session()?;
+    if invocation.flags.bool("backup-delete") || invocation.flags.bool("backup-retrieve") {
+        return backup(invocation, &session, target);
+    }
     let flags = &invocation.flags;
     let (init, verify) = (flags.bool("init"), flags.bool("verify"));
     let (cancel, status) = (flags.bool("cancel"), flags.bool("status"));
@@ -94,18 +110,38 @@ fn read(invocation: &mut Invocation<'_, '_>, session: &Session, path: &str) -> R
     status.map_err(|error| invocation.refused("Error reading rekey status", &error))
 }
 
+/// Shows or deletes the encrypted shares that a rekey has kept.
+fn backup(invocation: &mut Invocation<'_, '_>, session: &Session, target: Target) -> Outcome {
+    let path = target.backup;
+    if invocation.flags.bool("backup-delete") {
+        let answer = session.delete(path, &[]);
+        answer.map_err(|error| invocation.refused("Error deleting backed up keys", &error))?;
+        invocation.ui.output("Success! Deleted backed up keys (if they existed)");
+        return Ok(0);
+    }
+    let answer = session.read(path, &[]);
+    let answer = answer.map_err(|error| invocation.refused("Error retrieving backed up keys", &error))?;
+    let Some(secret) = answer else {
+        invocation.ui.error("No backed up keys found");
+        return Err(2);
+    };
+    let (ui, format) = invocation.printer();
+    Ok(secret.print(ui, format))
+}
+
 fn begin(invocation: &mut Invocation<'_, '_>, session: &Session, target: Target) -> Outcome {
     let flags = &invocation.flags;
     let count = |flag: &str, default: i64| flags.int(flag).filter(|count| *count != 0).unwrap_or(default);
     let keys = pgp_keys(&flags.list("pgp-keys"));
     let (shares, threshold) = (count("key-shares", 5), count("key-threshold", 3));
-    let verify = flags.bool("verify");
+    let (verify, backup) = (flags.bool("verify"), flags.bool("backup"));
     let keys = keys.map_err(|why| invocation.fail(&why))?;
     let body = json!({
         "secret_shares": shares,
         "secret_threshold": threshold,
         "pgp_keys": keys,
         "require_verification": verify,
+        "backup": backup,
     });
     let status = session.raw_json("PUT", &target.path("init"), Some(&body));
     let status = status.map_err(|error| invocation.refused("Error initializing rekey", &error))?;
@@ -349,7 +385,8 @@ Verification Required    false";
 
     #[test]
     fn new_shares_are_listed_and_it_is_said_from_when_they_count() {
-        let target = Target { base: "sys/rekey", share: "Unseal Key", what: "unseal" };
+        let target =
+            Target { base: "sys/rekey", backup: "sys/rekey/backup", share: "Unseal Key", what: "unseal" };
         let status = json!({ "n": 2, "t": 2 });
         let mut answer =
             json!({ "nonce": "x", "keys_base64": ["AA==", "AQ=="], "verification_required": false });
