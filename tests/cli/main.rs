@@ -69,6 +69,7 @@ transcripts! {
     addresses
     enrolment
     formats
+    key_holders
     kv
     kv_misuse
     kv_without_versions
