@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use keystead_storage::{
-    Check, CheckpointMark, Command, FolderKey, RecordKey, RequestId, Txn, Version, Write,
+    Activation, Check, CheckpointMark, Command, FolderKey, RecordKey, RequestId, Txn, Version, Write,
 };
 
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
 const KIND_BLANK: u8 = 0;
 const KIND_COMMAND: u8 = 1;
 const KIND_MEMBERSHIP: u8 = 2;
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 const BODY_TXN: u8 = 1;
 const BODY_CHECKPOINT: u8 = 2;
 /// Length of the tag that ends a command.
@@ -301,6 +301,17 @@ fn put_txn(out: &mut BytesMut, txn: &Txn) {
         }
     }
     put_slice(out, &txn.response);
+    let Some(activation) = &txn.activate else { return out.put_u8(0) };
+    let Activation { restore, pieces, rows, digest, keep, meet } = &**activation;
+    out.put_u8(1);
+    out.put_slice(restore);
+    out.put_u64(*pieces);
+    out.put_u64(*rows);
+    out.put_slice(digest);
+    out.put_u32(keep.len() as u32);
+    keep.iter().for_each(|key| put_slice(out, key.as_bytes()));
+    out.put_u32(meet.len() as u32);
+    meet.iter().for_each(|folder| put_slice(out, folder.as_bytes()));
 }
 
 fn read_txn(reader: &mut Reader) -> Result<Txn, DecodeError> {
@@ -315,10 +326,7 @@ fn read_txn(reader: &mut Reader) -> Result<Txn, DecodeError> {
         };
         checks.push(match kind {
             0 => Check::Record { key: record_key(&key)?, version },
-            1 => Check::Children {
-                folder: FolderKey::parse(key.to_vec()).map_err(|_| DecodeError::Invalid("folder key"))?,
-                version,
-            },
+            1 => Check::Children { folder: folder_key(&key)?, version },
             other => return Err(DecodeError::Unknown("check", u64::from(other))),
         });
     }
@@ -330,7 +338,33 @@ fn read_txn(reader: &mut Reader) -> Result<Txn, DecodeError> {
             other => return Err(DecodeError::Unknown("write", u64::from(other))),
         });
     }
-    Ok(Txn { request_id, checks, writes, response: reader.slice()? })
+    let response = reader.slice()?;
+    let activate = match reader.flag()? {
+        false => None,
+        true => Some(Box::new(read_activation(reader)?)),
+    };
+    Ok(Txn { request_id, checks, writes, response, activate })
+}
+
+fn read_activation(reader: &mut Reader) -> Result<Activation, DecodeError> {
+    let mut activation = Activation {
+        restore: reader.array()?,
+        pieces: reader.u64()?,
+        rows: reader.u64()?,
+        digest: reader.array()?,
+        ..Activation::default()
+    };
+    for _ in 0..reader.u32()? {
+        activation.keep.push(record_key(&reader.slice()?)?);
+    }
+    for _ in 0..reader.u32()? {
+        activation.meet.push(folder_key(&reader.slice()?)?);
+    }
+    Ok(activation)
+}
+
+fn folder_key(bytes: &[u8]) -> Result<FolderKey, DecodeError> {
+    FolderKey::parse(bytes.to_vec()).map_err(|_| DecodeError::Invalid("folder key"))
 }
 
 fn record_key(bytes: &[u8]) -> Result<RecordKey, DecodeError> {
@@ -352,6 +386,17 @@ mod tests {
         }
     }
 
+    fn sample_activation() -> Activation {
+        Activation {
+            restore: [1; 16],
+            pieces: 2,
+            rows: 3,
+            digest: [4; 32],
+            keep: vec![RecordKey::clear("directory").unwrap()],
+            meet: vec![FolderKey::root([6; 16])],
+        }
+    }
+
     fn sample_txn() -> Txn {
         let key = RecordKey::clear("directory").unwrap();
         Txn {
@@ -365,6 +410,7 @@ mod tests {
                 Write::Delete { key },
             ],
             response: Bytes::from_static(b"r"),
+            activate: Some(Box::new(sample_activation())),
         }
     }
 
@@ -383,6 +429,7 @@ mod tests {
         assert_eq!(tag, [signed.len() as u8; 32]);
         assert_eq!(txn.request_id.0, [5; 16]);
         assert_eq!(txn.writes.len(), 2);
+        assert_eq!(txn.activate.as_deref(), Some(&sample_activation()));
         assert_eq!(txn.response, Bytes::from_static(b"r"));
     }
 

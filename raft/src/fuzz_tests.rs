@@ -58,6 +58,7 @@ fn txn() -> Txn {
             Write::Delete { key: RecordKey::clear("directory").expect("valid") },
         ],
         response: Bytes::from_static(b"sealed response"),
+        activate: Some(Box::new(keystead_storage::Activation { pieces: 2, ..Default::default() })),
     }
 }
 

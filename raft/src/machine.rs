@@ -199,7 +199,8 @@ struct Applier {
 /// Whether an entry may change what later ones are judged by: keyring, directory, seal configuration.
 fn changes_rules(entry: &ApplyEntry) -> bool {
     let ApplyOp::Command(command) = &entry.op else { return false };
-    command.txn.writes.iter().any(|write| write.key().as_bytes().first() == Some(&b'c'))
+    let txn = &command.txn;
+    txn.activate.is_some() || txn.writes.iter().any(|write| write.key().as_bytes().first() == Some(&b'c'))
 }
 
 impl Applier {

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use keystead_storage::{Check, DataDir, RaftLog, RequestId, SealedState, StorageError, Txn, Write};
 use keystead_tls::{ClusterId, ClusterTls, PeerIdentity, PeerPolicy};
 use openraft::SnapshotPolicy;
@@ -415,7 +414,7 @@ impl Shared {
                 request_id: RequestId([0; 16]),
                 checks: vec![Check::Record { key: Directory::key(), version: Some(record.version) }],
                 writes: vec![Write::Put { key: Directory::key(), value }],
-                response: Bytes::new(),
+                ..Txn::default()
             };
             match self.proposer.propose(txn).await? {
                 ProposeOutcome::Conflict { .. } => continue,

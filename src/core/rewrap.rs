@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use keystead_raft::ProposeOutcome;
-use keystead_storage::{Check, Child, FolderKey, RecordKey, RequestId, SealedState, Txn, Write};
+use keystead_storage::{Check, Child, FolderKey, RecordKey, SealedState, Txn, Write};
 
 use super::{
     Core, codec,
@@ -83,8 +83,7 @@ impl Core {
             writes.push(seal_record(&unsealed.barrier, MountId::VAULT, &PATH, kind::SEALED_UNDER, &record)?);
         }
         if !writes.is_empty() {
-            let entry =
-                Txn { request_id: RequestId::NONE, checks: found.checks, writes, response: Bytes::new() };
+            let entry = Txn { checks: found.checks, writes, ..Txn::default() };
             match replica.propose(entry).await {
                 Ok(ProposeOutcome::Applied(_) | ProposeOutcome::Duplicate { .. }) => {}
                 // Somebody changed one of them: the next step looks again.

@@ -125,7 +125,7 @@ fn some_records(state: &dyn SealedState, mount: MountId) -> Result<Vec<RecordKey
 fn bounded_deletes(mut records: Vec<RecordKey>) -> Txn {
     loop {
         let writes = records.iter().map(|key| Write::Delete { key: key.clone() }).collect();
-        let entry = Txn { request_id: RequestId::NONE, checks: Vec::new(), writes, response: Bytes::new() };
+        let entry = Txn { writes, ..Txn::default() };
         if operation_count(&entry) <= MAX_OPERATIONS || records.len() == 1 {
             return entry;
         }

@@ -102,7 +102,7 @@ impl SharedState {
     }
 
     pub fn apply_writes(&self, writes: Vec<Write>) {
-        let txn = Txn { request_id: RequestId::NONE, checks: Vec::new(), writes, response: Bytes::new() };
+        let txn = Txn { writes, ..Txn::default() };
         assert!(matches!(self.apply(txn), Outcome::Applied { .. }));
     }
 

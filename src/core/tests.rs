@@ -383,7 +383,7 @@ async fn a_retry_from_before_the_window_is_unknown() {
     // The window holds 16 MiB of answers; these push the oldest out of it.
     for _ in 0..20 {
         let response = vec![0; 1 << 20].into();
-        let filler = Txn { request_id: fresh_id(), checks: vec![], writes: vec![], response };
+        let filler = Txn { request_id: fresh_id(), response, ..Txn::default() };
         node.replica.shared.apply(filler);
     }
     assert!(matches!(retry().await, Led::Answered(Err(ApiError::OutcomeUnknown))));

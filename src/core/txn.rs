@@ -290,7 +290,7 @@ impl Transaction {
                 Pending::Delete => Write::Delete { key },
             })
             .collect();
-        Ok(Txn { request_id: id, checks, writes, response })
+        Ok(Txn { request_id: id, checks, writes, response, activate: None })
     }
 
     fn checks(&self) -> Vec<Check> {

@@ -3,7 +3,6 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use bytes::Bytes;
 use keystead_raft::{
     Directory, DirectoryMember, Identity, ProposeError, ProposeOutcome, Replica, Replicated as _, VaultSide,
     hello::FEATURE_LEVEL,
@@ -353,7 +352,7 @@ impl Node {
             request_id: RequestId([0; 16]),
             checks: vec![Check::Record { key: records::seal_config_key(), version: None }],
             writes,
-            response: Bytes::new(),
+            ..Txn::default()
         };
         first_entry(&replica, txn).await.map_err(|e| failed("writing the first entry")(&e))?;
         Ok(InitResponse {

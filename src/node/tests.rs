@@ -118,12 +118,7 @@ fn refusal(result: Result<SealStatus, ApiError>) -> String {
 /// Writes a seal configuration as only somebody with the log key, or with the disk, could.
 async fn replace_seal_config(node: &Node, config: &SealConfig) {
     let value = Bytes::from(config.encode());
-    let txn = Txn {
-        request_id: RequestId([0; 16]),
-        checks: Vec::new(),
-        writes: vec![Write::Put { key: records::seal_config_key(), value }],
-        response: Bytes::new(),
-    };
+    let txn = Txn { writes: vec![Write::Put { key: records::seal_config_key(), value }], ..Txn::default() };
     let outcome = Node::replica(node).unwrap().propose(txn).await.unwrap();
     assert!(matches!(outcome, ProposeOutcome::Applied(_)));
 }

@@ -50,24 +50,35 @@ pub(crate) fn plan(
     log_id: LogId,
     command: Command,
 ) -> Result<Plan, StorageError> {
+    if let Some(outcome) = refusal(rows, window, applied, log_id, &command)? {
+        return Ok(Plan::nothing(outcome));
+    }
+    let version = Version { generation: applied.generation, index: log_id.index };
+    write(rows, version, command.txn)
+}
+
+/// How a command ends that must have no effect; `applied` already takes its sequence and time unless it is stale.
+pub(crate) fn refusal(
+    rows: &impl Rows,
+    window: &Window,
+    applied: &mut Applied,
+    log_id: LogId,
+    command: &Command,
+) -> Result<Option<Outcome>, StorageError> {
     let sequence = (command.term, command.sequence);
     if command.term != log_id.term || sequence <= applied.last_sequence {
-        return Ok(Plan::nothing(Outcome::Stale));
+        return Ok(Some(Outcome::Stale));
     }
     applied.last_sequence = sequence;
     applied.cluster_time_ms = applied.cluster_time_ms.max(command.cluster_time_ms);
-    let txn = command.txn;
+    let txn = &command.txn;
     if !txn.request_id.is_none()
         && let Some(first) = window.find(txn.request_id)
     {
         let (version, response) = (first.version, first.response.clone());
-        return Ok(Plan::nothing(Outcome::Duplicate { version, response }));
+        return Ok(Some(Outcome::Duplicate { version, response }));
     }
-    if let Some(check) = first_failure(rows, &txn.checks)? {
-        return Ok(Plan::nothing(Outcome::Conflict { check }));
-    }
-    let version = Version { generation: applied.generation, index: log_id.index };
-    write(rows, version, txn)
+    Ok(first_failure(rows, &txn.checks)?.map(|check| Outcome::Conflict { check }))
 }
 
 /// Position of the first check that does not hold.

@@ -76,6 +76,7 @@ fn command() -> Command {
                 Change::Delete { key },
             ],
             response: Bytes::from_static(b"answer"),
+            activate: Some(Box::new(crate::Activation { pieces: 3, ..Default::default() })),
         },
         checkpoint: Some(CheckpointMark { of: Some((7, [8; 32])) }),
     }

@@ -2,7 +2,8 @@
 //!
 //! A record is named by bytes: `c` and a name for the clear records of the cluster, or `s`, the 16-byte
 //! uuid of a mount and one or more segments, each a big-endian `u16` length and that many (sealed)
-//! bytes. A folder is named like a sealed record, with zero or more segments. [`Row`](crate::row) says
+//! bytes. `r`, a restore's 16-byte id and a `u64` sequence name a piece of a snapshot that is staged to become
+//! the state; no folder knows it. A folder is named like a sealed record, with zero or more segments. [`Row`](crate::row) says
 //! how they are laid out on the disk.
 
 use bincode::de::{Decode, Decoder};
@@ -13,16 +14,20 @@ use bincode::error::{DecodeError, EncodeError};
 pub const CLEAR: u8 = b'c';
 /// First byte of sealed records and of folders.
 pub const SEALED: u8 = b's';
+/// First byte of staged pieces of a snapshot.
+pub const STAGED: u8 = b'r';
 /// Longest key in bytes.
 pub const MAX_KEY_BYTES: usize = 16 * 1024;
 
 /// Bytes before the first segment: the area and the uuid of the mount.
 const ROOT_BYTES: usize = 17;
+/// Bytes of a staged piece's name: area, id of the restore, sequence.
+const STAGED_BYTES: usize = 1 + 16 + 8;
 
 /// Bytes that name neither a record nor a folder.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("invalid key: {0}")]
-pub struct InvalidKey(&'static str);
+pub struct InvalidKey(pub(crate) &'static str);
 
 /// Names one record.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -40,6 +45,23 @@ impl RecordKey {
         Self::parse(bytes)
     }
 
+    /// Names piece `sequence` of what `restore` stages.
+    pub fn staged(restore: [u8; 16], sequence: u64) -> Self {
+        let mut bytes = Vec::with_capacity(STAGED_BYTES);
+        bytes.push(STAGED);
+        bytes.extend_from_slice(&restore);
+        bytes.extend_from_slice(&sequence.to_be_bytes());
+        Self(bytes)
+    }
+
+    /// The restore and the sequence that a staged piece is named by; `None` for any other record.
+    pub fn as_staged(&self) -> Option<([u8; 16], u64)> {
+        let (area, rest) = self.0.split_first()?;
+        let (restore, sequence) = rest.split_first_chunk::<16>()?;
+        let sequence = sequence.try_into().ok().map(u64::from_be_bytes)?;
+        (*area == STAGED).then_some((*restore, sequence))
+    }
+
     /// Checks bytes that may name a record.
     ///
     /// # Errors
@@ -53,13 +75,15 @@ impl RecordKey {
         match bytes.first() {
             Some(&CLEAR) if bytes.len() > 1 => Ok(Self(bytes)),
             Some(&CLEAR) => Err(InvalidKey("a clear record without a name")),
+            Some(&STAGED) if bytes.len() == STAGED_BYTES => Ok(Self(bytes)),
+            Some(&STAGED) => Err(InvalidKey("a staged piece with a name of the wrong length")),
             Some(&SEALED) if check_segments(&bytes)? > 0 => Ok(Self(bytes)),
             Some(&SEALED) => Err(InvalidKey("a sealed record without a segment")),
             _ => Err(InvalidKey("unknown area")),
         }
     }
 
-    /// The folder that the record is a direct child of; `None` for a clear record.
+    /// The folder that the record is a direct child of; `None` for a clear record or a staged piece.
     pub fn parent(&self) -> Option<FolderKey> {
         self.split().map(|(folder, _)| folder)
     }
@@ -69,7 +93,7 @@ impl RecordKey {
         &self.0
     }
 
-    /// Folder and last segment; `None` for a clear record.
+    /// Folder and last segment; `None` for a clear record or a staged piece.
     pub fn split(&self) -> Option<(FolderKey, &[u8])> {
         (self.0[0] == SEALED).then(|| {
             let at = last_segment(&self.0).expect("a sealed record has a segment");
@@ -252,6 +276,15 @@ mod tests {
         cut.pop();
         assert!(RecordKey::parse(cut).is_err());
         assert!(root.child(&[1; MAX_KEY_BYTES]).is_err());
+    }
+
+    #[test]
+    fn a_staged_piece_is_named_by_its_restore_and_sequence() {
+        let key = RecordKey::staged([3; 16], 258);
+        assert_eq!(RecordKey::parse(key.as_bytes()), Ok(key.clone()));
+        assert_eq!((key.as_staged(), key.parent()), (Some(([3; 16], 258)), None));
+        assert!(RecordKey::parse(&key.as_bytes()[..24]).is_err());
+        assert_eq!(RecordKey::clear("staged-by-nobody-at-all-").expect("valid").as_staged(), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! How the state lies in a tree: keys that sort as listings need them, and rows.
 //!
-//! The first byte of a key is its area: `c` clear records, `s` sealed records, `f` folders, `p` parts of
-//! large values, `w` the request window, `m` the state's own record. A sealed record is `s`, the uuid of
+//! The first byte of a key is its area: `c` clear records, `s` sealed records, `f` folders, `r` staged pieces of a
+//! snapshot, `p` parts of large values, `w` the request window, `m` the state's own record. A sealed record is `s`, the uuid of
 //! the mount, every folder segment escaped and closed by `00 01`, and the last segment escaped and closed
 //! by `00 00`; escaping turns `00` into `00 FF`. So the names in a folder sort by (segment, folder), all
 //! below a folder lies together, and a listing steps over a folder with one seek. A folder is `f`, the
@@ -15,14 +15,14 @@ use bytes::{Buf, Bytes};
 
 use crate::error::StorageError;
 use crate::ids::Version;
-use crate::keys::{CLEAR, FolderKey, RecordKey, SEALED};
+use crate::keys::{CLEAR, FolderKey, InvalidKey, RecordKey, SEALED, STAGED};
 use crate::state::{Child, Record};
 
 /// Area of folder rows.
 pub(crate) const FOLDER: u8 = b'f';
 const PART: u8 = b'p';
 /// Areas that belong to snapshots and to the digest.
-pub(crate) const DATA_AREAS: [u8; 3] = [CLEAR, FOLDER, SEALED];
+pub(crate) const DATA_AREAS: [u8; 4] = [CLEAR, FOLDER, STAGED, SEALED];
 
 /// Largest value that lies in its row; larger ones are cut into parts of this size.
 pub(crate) const INLINE_BYTES: usize = 60 * 1024;
@@ -109,6 +109,46 @@ pub(crate) fn record_key(key: &RecordKey) -> Vec<u8> {
             escape(&mut out, segment);
             out.extend([0, CLOSE_RECORD]);
             out
+        }
+    }
+}
+
+/// The record that a key stands for.
+///
+/// # Errors
+/// [`InvalidKey`] if the key is none that [`record_key`] gives.
+pub(crate) fn record_of(key: &[u8]) -> Result<RecordKey, InvalidKey> {
+    if key.first() != Some(&SEALED) {
+        return RecordKey::parse(key);
+    }
+    let bad = InvalidKey("escaped wrongly");
+    let (mount, mut rest) = key.split_at_checked(1 + 16).ok_or(bad)?;
+    let mut out = mount.to_vec();
+    loop {
+        let length_at = out.len();
+        out.extend([0, 0]);
+        let folder = loop {
+            match *rest {
+                [0, 0xff, ref later @ ..] => {
+                    out.push(0);
+                    rest = later;
+                }
+                [0, CLOSE_RECORD] => break false,
+                [0, CLOSE_FOLDER, ref later @ ..] => {
+                    rest = later;
+                    break true;
+                }
+                [0, ..] | [] => return Err(bad),
+                [byte, ref later @ ..] => {
+                    out.push(byte);
+                    rest = later;
+                }
+            }
+        };
+        let length = u16::try_from(out.len() - length_at - 2).map_err(|_| bad)?;
+        out[length_at..length_at + 2].copy_from_slice(&length.to_be_bytes());
+        if !folder {
+            return RecordKey::parse(out);
         }
     }
 }
@@ -343,6 +383,8 @@ mod tests {
             let (ka, kb) = (key(&a, fa), key(&b, fb));
             let (ca, cb) = (Child { segment: a, folder: fa }, Child { segment: b, folder: fb });
             prop_assert_eq!(ka.cmp(&kb), ca.cmp(&cb));
+            prop_assert_eq!(record_of(&ka).map(|key| record_key(&key)), Ok(ka.clone()));
+            prop_assert!(record_of(&ka[..ka.len() - 1]).is_err());
             let prefix = children_prefix(&root);
             prop_assert_eq!(&child_of(&ka[prefix.len()..]).expect("a child"), &ca);
             prop_assert!(ka < past_child(&prefix, &ca));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::StorageError;
-use crate::keys::FolderKey;
+use crate::keys::{FolderKey, RecordKey, STAGED};
 use crate::row::{self, Row};
 use crate::shared::Shared;
 use crate::state::Child;
@@ -92,6 +92,24 @@ pub(crate) fn children(
         }
         match found.next {
             Some(next) => from = past.map_or_else(|| next.clone(), |past| past.max(next.clone())),
+            None => break,
+        }
+    }
+    Ok(out)
+}
+
+/// Lists staged pieces.
+pub(crate) fn staged(shared: &Shared, limit: usize) -> Result<Vec<RecordKey>, StorageError> {
+    let (mut from, end) = (vec![STAGED], [STAGED + 1]);
+    let mut out = Vec::new();
+    while out.len() < limit {
+        let found = chunk(shared, &from, Some(&end), CHUNK_KEYS)?;
+        for key in found.items.keys().take(limit - out.len()) {
+            let key = row::record_of(key);
+            out.push(key.map_err(|_| StorageError::damaged("a key of the state cannot be read"))?);
+        }
+        match found.next {
+            Some(next) => from = next,
             None => break,
         }
     }

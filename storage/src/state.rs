@@ -83,7 +83,7 @@ pub trait Observer: Send + Sync {
     /// An entry was applied and changed these records.
     fn applied(&self, log_id: LogId, changed: &[RecordKey]);
 
-    /// A snapshot replaced the whole state.
+    /// A snapshot, or what was staged, replaced the whole state.
     fn replaced(&self);
 
     /// The digest at this index is not the one that the proposer of a checkpoint had.
@@ -152,6 +152,12 @@ pub trait SealedState: Send + Sync + 'static {
         after: Option<Child>,
         limit: usize,
     ) -> Result<Vec<Child>, StorageError>;
+
+    /// Names of staged pieces of any restore, at most `limit`, in the order of restores and sequences.
+    ///
+    /// # Errors
+    /// As [`SealedState::get`].
+    fn staged(&self, limit: usize) -> Result<Vec<RecordKey>, StorageError>;
 
     /// Whether all checks hold at one point in time, between two applied entries.
     ///

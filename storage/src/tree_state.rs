@@ -23,7 +23,7 @@ use crate::shared::{Shared, View};
 use crate::snapshot::{Installer, Manifest, SnapshotCut};
 use crate::state::{Applied, ApplyEntry, ApplyOp, Child, Observer, Outcome, Record, SealedState};
 use crate::state_disk::StateDisk;
-use crate::txn::{Check, CheckpointMark};
+use crate::txn::{Check, CheckpointMark, Command, Txn};
 use crate::window::Remembered;
 
 /// The sealed state in a tree on the disk.
@@ -89,6 +89,17 @@ impl Shared {
             ApplyOp::Membership(bytes) => {
                 next.membership = Some((log_id, bytes));
                 Plan::nothing(Outcome::Blank)
+            }
+            ApplyOp::Command(command @ Command { txn: Txn { activate: Some(_), .. }, .. }) => {
+                match self.activation(&mut next, log_id, &command)? {
+                    Err(outcome) => Plan::nothing(outcome),
+                    Ok(replacement) => {
+                        let version = Version { generation: next.generation, index: log_id.index };
+                        self.replace(replacement)?;
+                        *applied = next;
+                        return Ok(Outcome::Applied { version });
+                    }
+                }
             }
             ApplyOp::Command(command) => {
                 checkpoint = command.checkpoint;
@@ -232,6 +243,10 @@ impl SealedState for TreeState {
         limit: usize,
     ) -> Result<Vec<Child>, StorageError> {
         self.shared.noted(scan::children(&self.shared, folder, after.as_ref(), limit))
+    }
+
+    fn staged(&self, limit: usize) -> Result<Vec<RecordKey>, StorageError> {
+        self.shared.noted(scan::staged(&self.shared, limit))
     }
 
     fn validate(&self, checks: &[Check]) -> Result<bool, StorageError> {

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::*;
-use crate::txn::{Command, Txn, Write};
+use crate::pieces::Pieces;
+use crate::txn::{Activation, Command, Txn, Write};
 use crate::window::Remembered;
 
 fn open(path: &Path) -> TreeState {
@@ -569,4 +570,149 @@ fn a_state_without_its_pointer_is_damaged_and_what_a_crash_left_of_a_new_one_is_
     assert!(error.contains("state/current is missing") && error.contains("raft rebuild"), "{error}");
     std::fs::write(&pointer, kept).expect("write");
     assert!(contents(&open(dir.path())) == before, "nothing was touched");
+}
+
+/// Stages records in pieces, one entry each from `index` on; the entries, and what activates them.
+fn staged(index: u64, restore: u8, records: &[(&str, Vec<u8>)]) -> (Vec<ApplyEntry>, Activation) {
+    let mut pieces = Pieces::new([restore; 16], 70_000);
+    let mut writes = Vec::new();
+    for (path, value) in records {
+        pieces.add(&key(path), Bytes::from(value.clone()));
+        writes.extend(std::iter::from_fn(|| pieces.next_piece()));
+    }
+    let (last, activation) = pieces.finish();
+    writes.extend(last);
+    (writes.into_iter().zip(index..).map(|(piece, index)| write(index, vec![piece])).collect(), activation)
+}
+
+fn activate(index: u64, activation: &Activation) -> ApplyEntry {
+    let mut request_id = [0xaa; 16];
+    request_id[..8].copy_from_slice(&index.to_be_bytes());
+    let activate = Some(Box::new(activation.clone()));
+    entry(index, Txn { request_id: RequestId(request_id), activate, ..Txn::default() })
+}
+
+#[test]
+fn what_was_staged_becomes_the_state_with_what_is_kept() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let state = open(dir.path());
+    let clear = RecordKey::clear("directory").expect("valid");
+    let put_clear = Write::Put { key: clear.clone(), value: "now".into() };
+    let gone = RecordKey::clear("gone").expect("valid");
+    let tokens = [put("token/both", "present"), put("token/new", "present"), put("old/x", "old")];
+    state.apply(vec![write(1, tokens.into_iter().chain([put_clear]).collect())]).expect("apply");
+    let records = [
+        ("app/b/large", vec![7; 200_000]),
+        ("app/a", b"a".to_vec()),
+        ("token/both", b"then".to_vec()),
+        ("token/spent", b"then".to_vec()),
+        ("app/b/\0", b"b".to_vec()),
+        ("x", b"x".to_vec()),
+    ];
+    let (entries, activation) = staged(2, 5, &records);
+    let at = 2 + entries.len() as u64;
+    assert!(entries.len() > 2, "a value larger than a piece runs over its end");
+    // Staging again changes nothing but versions, and nothing of it shows.
+    state.apply(entries.clone()).expect("apply");
+    assert_eq!(contents(&state).len(), 3);
+    assert_eq!(state.staged(9).expect("list").len(), entries.len());
+    let meet = vec![root().folder(b"token").expect("valid")];
+    let activation = Activation { keep: vec![clear.clone(), gone.clone()], meet, ..activation };
+    let stale = Check::Record { key: key("x"), version: None };
+    let cut = state.cut().expect("cut");
+    let outcomes = state.apply(vec![activate(at, &activation)]).expect("apply");
+    let version = Version { generation: 2, index: at };
+    assert_eq!(outcomes, [Outcome::Applied { version }]);
+    assert!(matches!(cut.verify(), Err(StorageError::Busy { .. })), "a cut of the old state is given up");
+    let check = |state: &TreeState| {
+        let found = contents(state);
+        let first = Version { generation: 1, index: 1 };
+        let due = |path, version, value: &[u8]| {
+            (key(path), Record { version, value: Bytes::copy_from_slice(value) })
+        };
+        let due = [
+            due("app/a", version, b"a"),
+            due("app/b/\0", version, b"b"),
+            due("app/b/large", version, &[7; 200_000]),
+            due("token/both", first, b"present"),
+            due("x", version, b"x"),
+        ];
+        assert_eq!(found, due.into_iter().collect());
+        assert_eq!(state.get(&clear).expect("read").expect("kept").value, "now");
+        assert_eq!(state.get(&gone).expect("read"), None);
+        assert_eq!(state.staged(9).expect("list"), []);
+        assert_eq!(state.children_version(&root()).expect("read"), Some(version));
+        assert_eq!(state.applied().generation, 2);
+        assert!(!state.validate(std::slice::from_ref(&stale)).expect("read"));
+        scrubbed(state);
+    };
+    check(&state);
+    let digest = scrubbed(&state);
+    // The window came along, and the folders count what they hold.
+    let again = state.apply(vec![activate(at + 1, &activation)]).expect("apply");
+    assert!(matches!(again[..], [Outcome::Conflict { check: 0 }]), "{again:?}");
+    let remembered = entry(
+        at + 2,
+        match &activate(at, &activation).op {
+            ApplyOp::Command(command) => command.txn.clone(),
+            _ => panic!("not a command"),
+        },
+    );
+    let again = state.apply(vec![remembered]).expect("apply");
+    assert!(matches!(again[..], [Outcome::Duplicate { version: found, .. }] if found == version));
+    drop(state);
+    let state = open(dir.path());
+    check(&state);
+    let deletes = contents(&state).into_keys().map(|key| Write::Delete { key }).collect();
+    state.apply(vec![write(at + 3, deletes)]).expect("apply");
+    assert_eq!(state.children_version(&root()).expect("read"), None, "every folder went with its last child");
+    assert_ne!(scrubbed(&state), digest);
+}
+
+#[test]
+fn an_activation_of_other_bytes_changes_nothing() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let state = open(dir.path());
+    let (entries, good) = staged(1, 5, &[("app/large", vec![7; 200_000]), ("x", b"x".to_vec())]);
+    let at = 1 + entries.len() as u64;
+    state.apply(entries).expect("apply");
+    let (twice, repeated) = staged(at, 6, &[("x", b"x".to_vec()), ("x", b"x".to_vec())]);
+    state.apply(twice).expect("apply");
+    let before = (contents(&state), scrubbed(&state));
+    let bad = [
+        Activation { rows: good.rows + 1, ..good.clone() },
+        Activation { pieces: good.pieces - 1, ..good.clone() },
+        Activation { pieces: good.pieces + 1, ..good.clone() },
+        Activation { digest: [1; 32], ..good.clone() },
+        Activation { restore: [4; 16], ..good.clone() },
+        repeated,
+    ];
+    let mut index = at + 1;
+    for bad in &bad {
+        let outcomes = state.apply(vec![activate(index, bad)]).expect("apply");
+        assert_eq!(outcomes, [Outcome::Conflict { check: 0 }], "{bad:?}");
+        index += 1;
+    }
+    assert_eq!((contents(&state), state.applied().generation), (before.0, 1));
+    let outcomes = state.apply(vec![activate(index, &good)]).expect("apply");
+    assert!(matches!(outcomes[..], [Outcome::Applied { .. }]));
+    assert_eq!(contents(&state).len(), 2);
+}
+
+#[test]
+fn a_snapshot_file_gives_back_every_record_and_proves_them() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let state = open(dir.path());
+    state.apply((1..200).map(busy).collect()).expect("apply");
+    let (entries, _) = staged(200, 5, &[("x", b"x".to_vec())]);
+    state.apply(entries).expect("apply");
+    let file = state.cut().expect("cut").spool(&dir.path().join("snapshot")).expect("spool");
+    let mut found = BTreeMap::new();
+    let mut sink = |key: RecordKey, value: Bytes| {
+        found.insert(key, value);
+        Ok::<_, StorageError>(())
+    };
+    let count = file.read_records(&mut sink).expect("whole");
+    let due: BTreeMap<_, _> = contents(&state).into_iter().map(|(key, record)| (key, record.value)).collect();
+    assert_eq!((count, &found), (due.len() as u64, &due));
 }

@@ -60,6 +60,26 @@ impl Write {
     }
 }
 
+/// What is staged becomes the state: every record that the pieces hold, and what is kept of the present one.
+///
+/// The records that the pieces hold get the version of the entry that does it, so that nothing that was read before
+/// still holds after it by chance; what is kept keeps its own.
+#[derive(Clone, PartialEq, Eq, Debug, Default, bincode::Encode, bincode::Decode)]
+pub struct Activation {
+    /// Whose pieces: [`RecordKey::staged`] with sequences from 0 on.
+    pub restore: [u8; 16],
+    /// How many pieces there are.
+    pub pieces: u64,
+    /// Records in all of them.
+    pub rows: u64,
+    /// BLAKE3 over the bytes of all of them, in order.
+    pub digest: [u8; 32],
+    /// Records that stay as they are now, present or absent, whatever the pieces hold.
+    pub keep: Vec<RecordKey>,
+    /// Below these folders a record stays only if it is there now and in the pieces, and it stays as it is now.
+    pub meet: Vec<FolderKey>,
+}
+
 /// One transaction: all checks hold and all writes land, or nothing happens.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Txn {
@@ -71,6 +91,9 @@ pub struct Txn {
     pub writes: Vec<Write>,
     /// The (sealed) answer, kept in the request window.
     pub response: Bytes,
+    /// Makes what is staged the state, in place of `writes`. If it is not what it should be, the outcome is a conflict
+    /// past the last check.
+    pub activate: Option<Box<Activation>>,
 }
 
 /// What the proposer knows about an earlier state, for comparison.
@@ -152,7 +175,8 @@ impl Encode for Txn {
         self.request_id.encode(encoder)?;
         self.checks.encode(encoder)?;
         self.writes.encode(encoder)?;
-        self.response.as_ref().encode(encoder)
+        self.response.as_ref().encode(encoder)?;
+        self.activate.encode(encoder)
     }
 }
 
@@ -163,6 +187,7 @@ impl<Context> Decode<Context> for Txn {
             checks: Vec::decode(decoder)?,
             writes: Vec::decode(decoder)?,
             response: Vec::<u8>::decode(decoder)?.into(),
+            activate: Option::decode(decoder)?,
         })
     }
 }
@@ -204,6 +229,7 @@ mod tests {
                 ],
                 writes: vec![put(&root, b"x"), Write::Delete { key }],
                 response: Bytes::from_static(b"sealed"),
+                activate: Some(Box::new(Activation { meet: vec![root.clone()], ..Activation::default() })),
             },
             checkpoint: Some(CheckpointMark { of: Some((7, [8; 32])) }),
         };

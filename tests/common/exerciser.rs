@@ -99,6 +99,7 @@ fn entry(log_id: LogId) -> ApplyEntry {
         checks: Vec::new(),
         writes: vec![Write::Put { key: key(index), value: bytes(term, index).into() }],
         response: vec![7; 20].into(),
+        activate: None,
     };
     ApplyEntry {
         log_id,

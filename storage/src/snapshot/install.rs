@@ -6,14 +6,15 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::stream::{Item, Items};
-use super::{CHUNK_BYTES, Manifest, SnapshotMeta};
+use super::{CHUNK_BYTES, Manifest, applied_of};
 use crate::digest::{LtHash, digest};
 use crate::error::StorageError;
-use crate::overlay::{BatchEnd, Before, Overlay};
+use crate::overlay::Before;
+use crate::replacement::Replacement;
 use crate::row::{DATA_AREAS, Row};
 use crate::shared::Shared;
 use crate::state::Applied;
-use crate::state_disk::{Meta, StateTree, WindowRows};
+use crate::state_disk::{StateTree, WindowRows};
 use crate::window::{Remembered, Window};
 
 /// Rows that are staged in one batch.
@@ -188,43 +189,13 @@ impl Installer {
 
     /// Makes the staged tree the state. The applier is held by the caller.
     fn flip(&mut self, applied: &Applied) -> Result<(), StorageError> {
-        let shared = &self.shared;
-        let mut writer = shared.writer.lock();
-        let window = std::mem::take(&mut self.window);
-        for requests in in_pieces(&self.requests) {
-            self.staged.write(std::iter::empty(), requests, &mut self.window_rows, None)?;
-        }
-        let end = BatchEnd {
+        self.shared.replace(Replacement {
+            tree: Arc::clone(&self.staged),
+            lanes: self.lanes.clone(),
+            window: std::mem::take(&mut self.window),
+            requests: std::mem::take(&mut self.requests),
             applied: applied.clone(),
-            window_mark: window.mark(),
-            window_hash: window.hash(),
-            window_next: window.next(),
-        };
-        let index = applied.log_id.map_or(0, |id| id.index);
-        let ring = [(index, self.manifest.digest)].into();
-        let meta = Meta { end, lanes: self.lanes.clone(), ring };
-        self.staged.write(std::iter::empty(), &[], &mut self.window_rows, Some(&meta))?;
-        self.staged.sync()?;
-        let old = Arc::clone(&shared.view.read().tree);
-        shared.disk.flip(&old, &self.staged)?;
-        writer.meta = meta;
-        writer.window_rows = std::mem::take(&mut self.window_rows);
-        {
-            let mut view = shared.view.write();
-            view.overlay = Overlay::default();
-            shared.cache.clear();
-            view.tree = Arc::clone(&self.staged);
-            view.undo = None; // a cut of the old state is given up
-            *shared.window.write() = window;
-        }
-        *shared.digest.write() = Some((index, self.manifest.digest));
-        drop(writer);
-        if let Some(observer) = shared.observer() {
-            observer.replaced();
-        }
-        *shared.published.write() = applied.clone();
-        shared.signals.replaced(applied.log_id);
-        Ok(())
+        })
     }
 }
 
@@ -232,27 +203,6 @@ impl Drop for Installer {
     fn drop(&mut self) {
         self.shared.installing.store(false, Ordering::Release);
     }
-}
-
-/// Cuts requests so that a piece makes few rows.
-fn in_pieces(requests: &[(u64, Remembered)]) -> impl Iterator<Item = &[(u64, Remembered)]> {
-    let mut rest = requests;
-    std::iter::from_fn(move || {
-        let mut bytes = 0;
-        let fits = rest.iter().take_while(|(_, request)| {
-            bytes += request.encoded_bytes();
-            bytes <= BATCH_BYTES
-        });
-        let count = fits.count().max(1).min(rest.len());
-        let (piece, later) = rest.split_at(count);
-        rest = later;
-        (!piece.is_empty()).then_some(piece)
-    })
-}
-
-fn applied_of(meta: &SnapshotMeta) -> Applied {
-    let SnapshotMeta { log_id, membership, cluster_time_ms, generation, last_sequence } = meta.clone();
-    Applied { log_id, membership, cluster_time_ms, generation, last_sequence }
 }
 
 fn damaged(why: &str) -> StorageError {

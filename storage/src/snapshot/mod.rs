@@ -5,6 +5,7 @@ mod file;
 #[cfg(test)]
 pub(crate) mod fuzz;
 mod install;
+mod records;
 mod stream;
 
 use bincode::{Decode, Encode};
@@ -13,6 +14,9 @@ use bytes::Bytes;
 use crate::codec;
 use crate::error::StorageError;
 use crate::ids::LogId;
+use crate::state::Applied;
+
+pub(crate) use stream::{Item, Items, write_row};
 
 pub use cut::SnapshotCut;
 pub use file::{CHUNK_BYTES, SnapshotFile};
@@ -31,6 +35,12 @@ pub struct SnapshotMeta {
     pub generation: u32,
     /// Term and sequence of the newest command.
     pub last_sequence: (u64, u64),
+}
+
+/// The state's own record as a snapshot has it.
+fn applied_of(meta: &SnapshotMeta) -> Applied {
+    let SnapshotMeta { log_id, membership, cluster_time_ms, generation, last_sequence } = meta.clone();
+    Applied { log_id, membership, cluster_time_ms, generation, last_sequence }
 }
 
 /// What a receiver must know before the first chunk.

@@ -29,7 +29,7 @@ pub(crate) enum Item {
 }
 
 /// Encodes a row.
-pub(super) fn write_row(out: &mut Vec<u8>, key: &[u8], row: &Row) {
+pub(crate) fn write_row(out: &mut Vec<u8>, key: &[u8], row: &Row) {
     let bytes = |out: &mut Vec<u8>, bytes: &[u8]| {
         let length = u32::try_from(bytes.len()).expect("keys and values are below 4 GiB");
         out.extend_from_slice(&length.to_be_bytes());
@@ -55,7 +55,7 @@ pub(super) fn write_request(out: &mut Vec<u8>, request: &Remembered) {
 
 /// Puts items together again from chunks.
 #[derive(Default)]
-pub(super) struct Items(BytesMut);
+pub(crate) struct Items(BytesMut);
 
 impl Items {
     /// Adds a chunk.

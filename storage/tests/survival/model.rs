@@ -27,6 +27,12 @@ impl Applied {
         for index in 1..=index {
             match script.content(index) {
                 Content::Blank | Content::Checkpoint => {}
+                Content::Piece => drop(applied.requests.insert(index)),
+                Content::Activation(records) => {
+                    applied.requests.insert(index);
+                    let records = records.into_iter().map(|(path, value)| (path, (index, value)));
+                    applied.contents = records.collect();
+                }
                 Content::Membership(_) => applied.membership = Some(index),
                 Content::Writes(writes) => {
                     applied.requests.insert(index);

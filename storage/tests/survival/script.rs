@@ -3,12 +3,14 @@
 use bytes::Bytes;
 use keystead_chaos::lin::Seed;
 use keystead_storage::{
-    ApplyEntry, ApplyOp, CheckpointMark, Command, FolderKey, LogId, LogRecord, RecordKey, RequestId, Txn,
-    Vote, Write,
+    Activation, ApplyEntry, ApplyOp, CheckpointMark, Command, FolderKey, LogId, LogRecord, Pieces, RecordKey,
+    RequestId, Txn, Vote, Write,
 };
 
 /// Entries that a long script begins with, enough to fill a segment of the log, so that purging drops one.
 const SEGMENT: u64 = 10_000;
+/// So often what was staged becomes the state; within the first entries that are not tiny, too.
+const RESTORES: u64 = 16;
 
 /// One operation on the storage. Indexes are those of the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -183,6 +185,20 @@ impl Script {
             Content::Blank => ApplyOp::Blank,
             Content::Membership(bytes) => ApplyOp::Membership(bytes),
             Content::Checkpoint => ApplyOp::Command(command(index, Txn::default(), true)),
+            Content::Piece => {
+                let (piece, _) = staged(index);
+                let request_id = request(index);
+                let response = Bytes::copy_from_slice(&index.to_be_bytes());
+                let txn = Txn { request_id, writes: piece, response, ..Txn::default() };
+                ApplyOp::Command(command(index, txn, false))
+            }
+            Content::Activation(_) => {
+                let (_, activation) = staged(index - 1);
+                let response = Bytes::copy_from_slice(&index.to_be_bytes());
+                let activate = Some(Box::new(activation));
+                let txn = Txn { request_id: request(index), response, activate, ..Txn::default() };
+                ApplyOp::Command(command(index, txn, false))
+            }
             Content::Writes(writes) => {
                 let writes = writes.into_iter().map(|(path, value)| match value {
                     Some(value) => Write::Put { key: key(&path), value },
@@ -201,6 +217,12 @@ impl Script {
     pub fn content(&self, index: u64) -> Content {
         if index <= self.tiny {
             return Content::Blank;
+        }
+        // What is staged by one entry becomes the state with the next.
+        match index % RESTORES {
+            1 => return Content::Piece,
+            2 => return Content::Activation(restored(index - 1)),
+            _ => {}
         }
         let n = Seed::new(index).below(1 << 20);
         let path = format!("f{}/g{}/{}", n % 5, n % 3, n % 17);
@@ -224,6 +246,24 @@ pub enum Content {
     Membership(Bytes),
     Checkpoint,
     Writes(Vec<(String, Option<Bytes>)>),
+    Piece,
+    Activation(Vec<(String, Bytes)>),
+}
+
+/// What the entry at an index stages.
+fn restored(index: u64) -> Vec<(String, Bytes)> {
+    let value = |n: u64| Bytes::from(vec![index as u8; if n == 3 { 100_000 } else { 300 }]);
+    (0..20).map(|n| (format!("f{}/r{}/{n}", n % 3, index % 7), value(n))).collect()
+}
+
+/// The same as writes, and what makes it the state.
+fn staged(index: u64) -> (Vec<Write>, Activation) {
+    let mut pieces = Pieces::new([index as u8; 16], 60_000);
+    restored(index).into_iter().for_each(|(path, value)| pieces.add(&key(&path), value));
+    let mut writes: Vec<Write> = std::iter::from_fn(|| pieces.next_piece()).collect();
+    let (last, activation) = pieces.finish();
+    writes.extend(last);
+    (writes, activation)
 }
 
 /// The name of the entry at an index.
