@@ -11,13 +11,14 @@ use keystead_storage::RecordKey;
 use parking_lot::RwLock;
 
 use crate::{
+    autopilot::AutopilotConfig,
     codec::{self, DecodeError},
     vault_side::VaultSide,
 };
 
 /// The record that holds the directory.
 pub const DIRECTORY_RECORD: &str = "directory";
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 /// Removed incarnations that are remembered; older ones fall out, for their certificates name an id that is
 /// random and never reused.
 const TOMBSTONES: usize = 4096;
@@ -54,6 +55,10 @@ pub struct Directory {
     pub members: Vec<DirectoryMember>,
     /// Incarnations that may never come back.
     pub tombstones: Vec<u64>,
+    /// How the leader looks after the members.
+    pub autopilot: AutopilotConfig,
+    /// What every member can do: nothing newer is proposed. It is never lowered.
+    pub feature_level: u32,
 }
 
 impl Directory {
@@ -154,7 +159,14 @@ pub(crate) mod tests {
             feature_level: 1,
             joined_ms: 5,
         };
-        Directory { cluster_id: [9; 16], epoch: 1, members: vec![member], tombstones: vec![3] }
+        Directory {
+            cluster_id: [9; 16],
+            epoch: 1,
+            members: vec![member],
+            tombstones: vec![3],
+            feature_level: 1,
+            ..Directory::default()
+        }
     }
 
     #[test]
@@ -179,7 +191,7 @@ pub(crate) mod tests {
             assert!(Directory::open(&record[..len]).is_err(), "{len} bytes were accepted");
         }
         let mut newer = record.to_vec();
-        newer[0] = 2;
+        newer[0] = FORMAT + 1;
         assert!(matches!(Directory::open(&newer), Err(DecodeError::Unknown(..))));
     }
 }

@@ -28,6 +28,8 @@ pub const FLAG_DISK_LOW: u16 = 4;
 pub const FLAG_DISK_FULL: u16 = 8;
 /// Set in every frame of a node whose syncs hang.
 pub const FLAG_DISK_SLOW: u16 = 16;
+/// The sender should lead when it can.
+pub const FLAG_PREFERRED: u16 = 32;
 
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -120,6 +120,8 @@ fn write_frame(out: &mut Vec<u8>, frame: &Frame) {
 fn hello() -> Bytes {
     codec::encode(&Hello {
         feature_level: 1,
+        oldest_level: 1,
+        version: "1.0.0".into(),
         epoch: 2,
         node_id: "n1".into(),
         incarnation: 77,

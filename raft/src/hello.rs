@@ -35,6 +35,10 @@ impl Channel {
 pub struct Hello {
     /// What this release can do; a cluster's level is raised by an entry once every member supports it.
     pub feature_level: u32,
+    /// The oldest level of a cluster in which this release can be a member.
+    pub oldest_level: u32,
+    /// The release, for people.
+    pub version: String,
     /// Raised by a recovery from lost quorum; members of different epochs do not talk.
     pub epoch: u64,
     /// The operator's name of the place.
@@ -53,8 +57,10 @@ pub struct Hello {
     pub sealed: bool,
 }
 
-/// The feature level of this release.
-pub const FEATURE_LEVEL: u32 = 1;
+/// The feature level of this release: 2 knows the configuration of autopilot.
+pub const FEATURE_LEVEL: u32 = 2;
+/// The oldest level of a cluster in which this release can be a member.
+pub const OLDEST_LEVEL: u32 = 1;
 
 /// Why a node will not talk.
 #[derive(Debug, Clone, PartialEq, Eq, bincode::Encode, bincode::Decode, thiserror::Error)]
@@ -82,6 +88,26 @@ pub enum Refusal {
         "another process is connected under this node's identity: one of the two runs on a copy of the other's data directory; stop the copy"
     )]
     Clone,
+    /// The caller cannot read what this cluster writes.
+    #[error(
+        "this node is too old: its release is at feature level {theirs}, the cluster at {cluster}; upgrade this node to a release at level {cluster} or newer"
+    )]
+    TooOld {
+        /// What the cluster writes.
+        cluster: u32,
+        /// What the caller can do.
+        theirs: u32,
+    },
+    /// The caller's release has forgotten what this node still writes.
+    #[error(
+        "this node is too new: its release joins clusters at feature level {oldest} or above, and this one is at {cluster}; upgrade the other members by a release between first"
+    )]
+    TooNew {
+        /// What the cluster writes.
+        cluster: u32,
+        /// The least the caller can be a member of.
+        oldest: u32,
+    },
     /// The hello did not agree with the certificate, or was not understood.
     #[error("malformed hello")]
     Malformed,
@@ -96,6 +122,7 @@ impl Hello {
         let hello: Self = codec::decode(bytes)?;
         let plausible = hello.node_id.len() <= keystead_tls::peer::NODE_ID_MAX_BYTES
             && hello.cluster_addr.len() <= 512
+            && hello.version.len() <= 64
             && hello.api_addr.len() <= 512;
         if plausible { Ok(hello) } else { Err(DecodeError::Invalid("hello")) }
     }

@@ -1,6 +1,6 @@
 //! Who leads, who may stand for election, and when a leader hands over.
 //!
-//! An unsealed voter stands for election as Raft says. A sealed one, or one whose disk hangs or is full, stands only
+//! An unsealed voter stands for election as Raft says. A sealed one, one whose disk hangs or is full, or one that an operator had step down, stands only
 //! after a while in which nobody has won, for it may hold entries that the others lack; it then replicates, and hands
 //! over to a voter that is better off as soon as one is reachable and caught up. So does a leader whose disk begins to
 //! hang or is almost full. Nodes never get different timeouts: the timeout is the lease too.
@@ -299,7 +299,7 @@ impl Watcher {
 
     /// Switches this node's candidacy with its standing, and lets a sealed node, or one with a bad disk, stand late.
     async fn candidacy(&self, over: bool, leads: bool, late: &mut LateCandidate) {
-        let fit = self.own.now().stands_at_once();
+        let fit = self.own.now().stands_at_once() && !self.own.rests();
         // Switching candidacy off under a healthy leader would depose it; a sealed leader hands over instead.
         if !leads {
             self.raft.runtime_config().elect(over && fit);
@@ -348,7 +348,7 @@ impl Watcher {
     }
 }
 
-/// The unsealed voter with the least burden that was heard of within `window`, has the log but for its last entries,
+/// The unsealed voter with the least burden, the preferred one among equals, that was heard of within `window`, has the log but for its last entries,
 /// and fits.
 pub fn heir(
     raft: &Raft,
@@ -373,7 +373,7 @@ pub fn heir(
             at.as_ref().is_some_and(|at| behind(at.index) <= CLOSE_ENTRIES)
         })
     });
-    caught_up.min_by_key(|(_, standing)| standing.burden()).map(|(id, _)| id)
+    caught_up.min_by_key(|(_, standing)| (standing.burden(), !standing.preferred)).map(|(id, _)| id)
 }
 
 /// The timer of the candidacy of a node that stands late.

@@ -4,8 +4,10 @@
 //! port and membership; it never sees a key, a path or a value in the clear. Reading order: [`replicated`] (what
 //! the vault sees), [`entry`] (the log's bytes), [`machine`] and [`log_store`] (the library's two storages),
 //! [`frame`], [`hello`], [`conn`], [`pool`], [`server`] (the cluster port), [`network`], then [`shared`], which
-//! puts it all together behind [`replica`], and what runs beside it: [`proposer`], [`reads`], [`leadership`], [`membership`].
+//! puts it all together behind [`replica`], and what runs beside it: [`proposer`], [`reads`], [`leadership`], [`membership`],
+//! [`autopilot`], [`safety`].
 
+pub mod autopilot;
 pub mod background;
 pub mod changes;
 pub mod clock;
@@ -31,6 +33,7 @@ pub mod proposer;
 pub mod reads;
 pub mod replica;
 pub mod replicated;
+pub mod safety;
 pub mod server;
 pub mod shared;
 pub mod spool;
@@ -41,6 +44,7 @@ pub mod unsealing;
 pub mod vault_side;
 pub mod wire;
 
+pub use autopilot::{AutopilotConfig, AutopilotState, ServerState};
 pub use directory::{Directory, DirectoryMember};
 pub use enrolment::{Enrolment, EnrolmentError, OwnCertificate};
 pub use identity::{ClusterParams, Identity, fresh_incarnation};
@@ -49,5 +53,6 @@ pub use replicated::{
     BoxFuture, ForwardError, LeaderInfo, Leadership, ProposeError, ProposeOutcome, ReadBarrier, ReadError,
     Replicated, Shortage,
 };
+pub use safety::{Safety, StepDownError};
 pub use unsealing::{Candidate, Condition};
 pub use vault_side::{Peer, VaultSide, Verdict};

@@ -26,8 +26,6 @@ const TICK: Duration = Duration::from_millis(50);
 const CLOSE_ENTRIES: u64 = 64;
 /// How long the first promotion waits for a second learner, so that there is no cluster of two voters.
 const COMPANY: Duration = Duration::from_secs(3);
-/// How long a learner must have been plainly healthy before it becomes the fourth voter or a later one.
-const STABILIZATION: Duration = Duration::from_secs(10);
 /// A peer heard of within this time is reachable.
 const REACHABLE: Duration = Duration::from_secs(2);
 
@@ -132,8 +130,10 @@ impl Reconciler {
             for id in &now.ready {
                 ready_since.entry(*id).or_insert_with(Instant::now);
             }
-            let step =
-                next_step(&directory, &now, |voters, promoted| may_promote(voters, promoted, &ready_since));
+            let stable = Duration::from_millis(directory.autopilot.server_stabilization_ms);
+            let step = next_step(&directory, &now, |voters, promoted| {
+                may_promote(voters, promoted, &ready_since, stable)
+            });
             if let Some(step) = step {
                 self.take(&directory, step).await;
             }
@@ -174,7 +174,8 @@ impl Reconciler {
             }
             Step::SetVoters(voters) => {
                 let all = ChangeMembers::ReplaceAllVoters(voters.clone());
-                self.raft.change_membership(all, false).await.map(drop)
+                // Who is demoted goes on learning; who is gone is taken out by the next step.
+                self.raft.change_membership(all, true).await.map(drop)
             }
             Step::RemoveNodes(ids) => {
                 self.raft.change_membership(ChangeMembers::RemoveNodes(ids.clone()), false).await.map(drop)
@@ -203,13 +204,19 @@ fn describe(directory: &Directory, step: &Step) -> String {
     }
 }
 
-fn may_promote(voters: usize, promoted: &BTreeSet<u64>, since: &BTreeMap<u64, Instant>) -> bool {
+/// `stable` is how long a learner must have been plainly healthy before it becomes the fourth voter or a later one.
+fn may_promote(
+    voters: usize,
+    promoted: &BTreeSet<u64>,
+    since: &BTreeMap<u64, Instant>,
+    stable: Duration,
+) -> bool {
     let oldest =
         promoted.iter().filter_map(|id| since.get(id)).map(Instant::elapsed).max().unwrap_or_default();
     match voters {
         1 => promoted.len() > 1 || oldest >= COMPANY,
         2 => true,
-        _ => oldest >= STABILIZATION,
+        _ => oldest >= stable,
     }
 }
 
@@ -293,9 +300,9 @@ mod tests {
     #[test]
     fn the_first_promotion_waits_for_company() {
         let fresh = BTreeMap::from([(2, Instant::now()), (3, Instant::now())]);
-        assert!(!may_promote(1, &BTreeSet::from([2]), &fresh));
-        assert!(may_promote(1, &BTreeSet::from([2, 3]), &fresh));
-        assert!(may_promote(2, &BTreeSet::from([2]), &fresh));
-        assert!(!may_promote(3, &BTreeSet::from([2]), &fresh));
+        assert!(!may_promote(1, &BTreeSet::from([2]), &fresh, Duration::from_secs(10)));
+        assert!(may_promote(1, &BTreeSet::from([2, 3]), &fresh, Duration::from_secs(10)));
+        assert!(may_promote(2, &BTreeSet::from([2]), &fresh, Duration::from_secs(10)));
+        assert!(!may_promote(3, &BTreeSet::from([2]), &fresh, Duration::from_secs(10)));
     }
 }

@@ -24,9 +24,15 @@ pub struct PeerStatus {
     pub free_bytes: Option<u64>,
     /// When its latest frame came in.
     pub heard: Instant,
+    /// What its release can do.
+    pub feature_level: u32,
+    /// Its release, for people.
+    pub version: String,
     /// Its addresses as it gave them on a channel on which it proved that it holds the root key: `host:port` of
     /// the cluster port and base URL of the API.
     pub proven: Option<(String, String)>,
+    /// What its release can do, as it said on such a channel.
+    pub proven_level: Option<u32>,
 }
 
 /// Every peer heard of since start, by incarnation.
@@ -41,12 +47,16 @@ impl Peers {
         let mut all = self.by_incarnation.write();
         let known = all.get(&hello.incarnation);
         let proven = known.and_then(|known| known.proven.clone());
+        let proven_level = known.and_then(|known| known.proven_level);
         let free_bytes = known.and_then(|known| known.free_bytes);
         let before = known.map(|known| known.standing).unwrap_or_default();
         all.insert(
             hello.incarnation,
             PeerStatus {
                 proven,
+                proven_level,
+                feature_level: hello.feature_level,
+                version: hello.version.clone(),
                 node_id: hello.node_id.clone(),
                 cluster_addr: hello.cluster_addr.clone(),
                 api_addr: hello.api_addr.clone(),
@@ -61,6 +71,7 @@ impl Peers {
     pub fn proven(&self, hello: &Hello) {
         if let Some(status) = self.by_incarnation.write().get_mut(&hello.incarnation) {
             status.proven = Some((hello.cluster_addr.clone(), hello.api_addr.clone()));
+            status.proven_level = Some(hello.feature_level);
         }
     }
 

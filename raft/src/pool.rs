@@ -13,7 +13,7 @@ use crate::{
     conn::{Conn, Method},
     directory::DirectoryCache,
     frame::{self, Frame, Kind},
-    hello::{Channel, FEATURE_LEVEL, Hello, Refusal},
+    hello::{Channel, Hello, OLDEST_LEVEL, Refusal},
     open_channel,
     peers::Peers,
     standing::{OwnStanding, Standing},
@@ -64,13 +64,19 @@ pub struct Myself {
     pub cluster_addr: String,
     /// Base URL of its API as clients reach it.
     pub api_addr: String,
+    /// What its release can do.
+    pub feature_level: u32,
+    /// Its release, for people.
+    pub version: String,
 }
 
 impl Myself {
     /// This node's hello for a channel.
     pub fn hello(&self, channel: Channel, sealed: bool) -> Hello {
         Hello {
-            feature_level: FEATURE_LEVEL,
+            feature_level: self.feature_level,
+            oldest_level: OLDEST_LEVEL,
+            version: self.version.clone(),
             epoch: self.epoch,
             node_id: self.node_id.clone(),
             incarnation: self.incarnation,

@@ -27,8 +27,6 @@ use crate::{
     vault_side::VaultSide,
 };
 
-/// A peer heard of within this time is reachable.
-const REACHABLE: Duration = Duration::from_secs(3);
 /// How long channels go on that were opened by a proof of the former root key.
 const FORMER_CHANNELS: Duration = Duration::from_secs(10);
 /// How long a stopping node waits for its tasks.
@@ -50,6 +48,12 @@ pub struct ReplicaConfig {
     pub vault: Arc<dyn VaultSide>,
     /// Trust no clock for reads.
     pub quorum_reads: bool,
+    /// This node should lead when it can.
+    pub preferred_leader: bool,
+    /// What this release can do.
+    pub feature_level: u32,
+    /// This release, for people.
+    pub version: String,
     /// This node has just created its cluster: there is no promise it could have forgotten.
     pub fresh: bool,
     /// The directory a joining node was given, for the time until its own state has one.
@@ -92,10 +96,10 @@ pub enum JoinError {
     Collision,
     /// The removal would leave a cluster that cannot decide anything.
     #[error(
-        "removing {node_id:?} now would leave no quorum: {reachable} of {voters} voters can be reached; bring more of them back first"
+        "removing or demoting {node_id:?} now would leave no quorum: {reachable} of {voters} voters can be reached; bring more of them back first"
     )]
     Unsafe {
-        /// Who was to be removed.
+        /// Who was to go.
         node_id: String,
         /// Voters that were heard of lately, this node included.
         reachable: usize,
@@ -107,9 +111,30 @@ pub enum JoinError {
         "this incarnation was removed from the cluster; stop this node, run `keystead operator raft rebuild` and start it again"
     )]
     Removed,
-    /// The last voter cannot be removed.
-    #[error("the last voter cannot be removed")]
+    /// The last voter can go nowhere.
+    #[error("the last voter can be neither removed nor demoted; let another node join and vote first")]
     LastVoter,
+    /// What was asked for makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is no such member, or it votes already.
+    #[error("server is not a non-voter")]
+    NotNonVoter,
+    /// There is no such member, or it does not vote.
+    #[error("server is not a voter")]
+    NotVoter,
+    /// Some members do not know yet what was asked for.
+    #[error(
+        "the cluster is at feature level {cluster}, and this needs level {needed}: upgrade {older} first; the level rises by itself then"
+    )]
+    LevelTooLow {
+        /// What every member can do.
+        cluster: u32,
+        /// What is needed.
+        needed: u32,
+        /// Who cannot do it, by node id.
+        older: String,
+    },
     /// The directory cannot be read.
     #[error("the directory cannot be read: {0}")]
     Directory(String),
@@ -136,6 +161,16 @@ pub enum StartError {
     /// The operating system.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+    /// The cluster writes what this release cannot read.
+    #[error(
+        "this release is at feature level {level}, and the cluster of this node at {cluster}: start it with a release at level {cluster} or newer"
+    )]
+    TooOld {
+        /// What this release can do.
+        level: u32,
+        /// What the cluster writes.
+        cluster: u32,
+    },
     /// The library.
     #[error("replication cannot start: {0}")]
     Raft(String),
@@ -340,24 +375,6 @@ impl Replica {
         futures_util::future::join_all(calls).await.into_iter().flatten().collect()
     }
 
-    /// Whether both the present voters and those that would be left can still decide.
-    fn check_removable(&self, node_id: &str, gone: u64) -> Result<(), JoinError> {
-        let shared = &self.shared;
-        let voters: Vec<u64> = shared.raft.voter_ids().collect();
-        let alive =
-            |id: &&u64| **id == shared.myself.incarnation || shared.peers.heard_within(**id, REACHABLE);
-        let left: Vec<u64> = voters.iter().copied().filter(|id| *id != gone).collect();
-        if left.is_empty() {
-            return Err(JoinError::LastVoter);
-        }
-        let decides = |all: &[u64]| all.iter().filter(alive).count() > all.len() / 2;
-        if decides(&voters) && decides(&left) {
-            return Ok(());
-        }
-        let reachable = voters.iter().filter(alive).count();
-        Err(JoinError::Unsafe { node_id: node_id.into(), reachable, voters: voters.len() })
-    }
-
     /// The parameters that all nodes of this cluster share.
     pub fn params(&self) -> ClusterParams {
         self.shared.params
@@ -412,20 +429,6 @@ impl Replica {
                 Ok(true)
             })
             .await
-    }
-
-    /// Takes a member out of the directory, by node id; Raft's membership follows. `false` if there is none.
-    pub async fn remove(&self, node_id: &str) -> Result<bool, JoinError> {
-        let mut found = false;
-        self.shared
-            .change_directory(|directory| {
-                let Some(member) = directory.by_node_id(node_id).cloned() else { return Ok(false) };
-                self.check_removable(node_id, member.incarnation)?;
-                found = true;
-                Ok(directory.remove(member.incarnation))
-            })
-            .await?;
-        Ok(found)
     }
 }
 

@@ -351,6 +351,13 @@ impl Server {
         if hello.epoch != self.myself.epoch {
             return Err(Refusal::Epoch { ours: self.myself.epoch, theirs: hello.epoch });
         }
+        let level = directory.feature_level;
+        if hello.feature_level < level {
+            return Err(Refusal::TooOld { cluster: level, theirs: hello.feature_level });
+        }
+        if hello.oldest_level > level.max(1) {
+            return Err(Refusal::TooNew { cluster: level, oldest: hello.oldest_level });
+        }
         let own = hello.incarnation == self.myself.incarnation && hello.boot_id != self.myself.boot_id;
         if own || self.connections.clone_of(&hello) {
             metrics::counter!("keystead_cluster_clones_noticed").increment(1);

@@ -65,6 +65,8 @@ pub struct Shared {
     pub(crate) params: ClusterParams,
     /// When this process began to replicate.
     pub(crate) started: std::time::Instant,
+    /// What this node made of the members while it led.
+    pub(crate) autopilot: crate::autopilot::Records,
     /// One change of the directory at a time on this node.
     pub(crate) directory_changes: tokio::sync::Mutex<()>,
 }
@@ -120,6 +122,8 @@ impl Parts {
             epoch: identity.epoch,
             cluster_addr: config.cluster_addr.clone(),
             api_addr: config.api_addr.clone(),
+            feature_level: config.feature_level,
+            version: config.version.clone(),
         };
         tracing::info!(
             node_id = myself.node_id,
@@ -136,13 +140,18 @@ impl Parts {
         )?);
         let directory = Arc::new(DirectoryCache::default());
         if let Some(given) = read_directory(&*state, &**vault).or_else(|| config.directory.clone()) {
+            if given.feature_level > config.feature_level {
+                let (level, cluster) = (config.feature_level, given.feature_level);
+                return Err(StartError::TooOld { level, cluster });
+            }
             directory.set(given);
         }
         let clock = Arc::new(ClusterClock::new());
         clock.at_least(state.applied().cluster_time_ms);
         let peers = Arc::new(Peers::default());
         config.dir.disk().watch()?;
-        let own = Arc::new(OwnStanding::new(vault.clone(), config.dir.disk().clone()));
+        let own =
+            Arc::new(OwnStanding::new(vault.clone(), config.dir.disk().clone(), config.preferred_leader));
         let pool = Arc::new(Pool::new(
             myself.clone(),
             tls.clone(),
@@ -350,10 +359,12 @@ impl Shared {
             spools: parts.spools,
             params: config.identity.params,
             started: std::time::Instant::now(),
+            autopilot: crate::autopilot::Records::default(),
             directory_changes: tokio::sync::Mutex::default(),
         });
         tokio::spawn(shared.clone().pings());
         tokio::spawn(shared.clone().addresses());
+        tokio::spawn(shared.clone().autopilot());
         tokio::spawn(shared.clone().time());
         tokio::spawn(shared.clone().checkpoints());
         tokio::spawn(shared.clone().purges());

@@ -6,16 +6,22 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use keystead_storage::{DiskWatch, SpaceLevel};
+use parking_lot::Mutex;
 
 use crate::{frame, replicated::Shortage, vault_side::VaultSide};
 
 /// How long a leader with a disk that is almost full goes on taking what grows: by then it has handed over, or
 /// nobody is better off.
 pub const HAND_OVER: Duration = Duration::from_secs(1);
+
+/// How long a leader that an operator had step down does not stand for election while others do.
+const REST: Duration = Duration::from_secs(10);
+/// How long such a node is not preferred either: whoever had it step down means to do something with it.
+const PREFERENCE_RESTS: Duration = Duration::from_secs(600);
 
 /// A node's own word on its state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -30,6 +36,8 @@ pub struct Standing {
     pub disk_full: bool,
     /// Its syncs hang.
     pub disk_slow: bool,
+    /// The operator would have it lead when it can.
+    pub preferred: bool,
 }
 
 impl Standing {
@@ -41,6 +49,7 @@ impl Standing {
             | flag(self.disk_low, frame::FLAG_DISK_LOW)
             | flag(self.disk_full, frame::FLAG_DISK_FULL)
             | flag(self.disk_slow, frame::FLAG_DISK_SLOW)
+            | flag(self.preferred, frame::FLAG_PREFERRED)
     }
 
     /// From a frame.
@@ -52,6 +61,7 @@ impl Standing {
             disk_low: set(frame::FLAG_DISK_LOW),
             disk_full: set(frame::FLAG_DISK_FULL),
             disk_slow: set(frame::FLAG_DISK_SLOW),
+            preferred: set(frame::FLAG_PREFERRED),
         }
     }
 
@@ -74,12 +84,33 @@ pub struct OwnStanding {
     vault: Arc<dyn VaultSide>,
     disk: Arc<DiskWatch>,
     leads: AtomicBool,
+    preferred: bool,
+    stepped_down: Mutex<Option<Instant>>,
 }
 
 impl OwnStanding {
-    /// Of a node with this vault on this disk.
-    pub fn new(vault: Arc<dyn VaultSide>, disk: Arc<DiskWatch>) -> Self {
-        Self { vault, disk, leads: AtomicBool::new(false) }
+    /// Of a node with this vault on this disk, which leads by preference or not.
+    pub fn new(vault: Arc<dyn VaultSide>, disk: Arc<DiskWatch>, preferred: bool) -> Self {
+        Self { vault, disk, leads: AtomicBool::new(false), preferred, stepped_down: Mutex::default() }
+    }
+
+    /// An operator took leadership away from this node.
+    pub fn step_down(&self) {
+        *self.stepped_down.lock() = Some(Instant::now());
+    }
+
+    /// It did not come to that.
+    pub fn keep(&self) {
+        *self.stepped_down.lock() = None;
+    }
+
+    /// Whether that was so lately that this node leaves elections to the others while they can hold them.
+    pub fn rests(&self) -> bool {
+        self.stepped_down_within(REST)
+    }
+
+    fn stepped_down_within(&self, time: Duration) -> bool {
+        self.stepped_down.lock().is_some_and(|at| at.elapsed() < time)
     }
 
     /// As it is now.
@@ -91,6 +122,7 @@ impl OwnStanding {
             disk_low: disk.space.level >= SpaceLevel::Low,
             disk_full: disk.space.level == SpaceLevel::Full,
             disk_slow: disk.slow,
+            preferred: self.preferred && !self.stepped_down_within(PREFERENCE_RESTS),
         }
     }
 
@@ -146,8 +178,14 @@ pub fn shortage(own: &Voter, others: &[Voter], own_low_for: Option<Duration>) ->
 mod tests {
     use super::*;
 
-    const GOOD: Standing =
-        Standing { sealed: false, leads: false, disk_low: false, disk_full: false, disk_slow: false };
+    const GOOD: Standing = Standing {
+        sealed: false,
+        leads: false,
+        disk_low: false,
+        disk_full: false,
+        disk_slow: false,
+        preferred: false,
+    };
     const LOW: Standing = Standing { disk_low: true, ..GOOD };
     const FULL: Standing = Standing { disk_full: true, ..LOW };
 
@@ -194,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_standing_survives_the_frame_and_the_least_burdened_leads() {
-        for flags in 0..32 {
+        for flags in 0..64 {
             assert_eq!(Standing::of_flags(flags).to_flags(), flags);
         }
         let slow = Standing { disk_slow: true, ..GOOD };

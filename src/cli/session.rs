@@ -32,6 +32,7 @@ struct Extra {
 
 /// An open conversation. Calls block; each runs on this session's own single-threaded runtime.
 pub struct Session {
+    address: String,
     client: Client,
     runtime: tokio::runtime::Runtime,
     namespace: Option<String>,
@@ -51,8 +52,8 @@ impl Session {
     pub fn open(invocation: &Invocation<'_, '_>) -> Result<Session, String> {
         let (flags, environment) = (&invocation.flags, invocation.environment);
         let settings = Settings { flags, environment };
-        let mut addresses =
-            addresses(settings.text("address", "ADDR").unwrap_or(DEFAULT_ADDRESS))?.into_iter();
+        let address = settings.text("address", "ADDR").unwrap_or(DEFAULT_ADDRESS).to_owned();
+        let mut addresses = addresses(&address)?.into_iter();
         let first = addresses.next().ok_or("the list of addresses is empty")?;
         let mut config = ClientConfig::new(first);
         config.further_addresses = addresses.collect();
@@ -73,6 +74,7 @@ impl Session {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let configured_headers = config.headers.clone();
         Ok(Session {
+            address,
             client: Client::new(config).map_err(|error| error.to_string())?,
             runtime: runtime.map_err(|error| format!("cannot start the event loop: {error}"))?,
             namespace,
@@ -89,6 +91,11 @@ impl Session {
                 client_key: tls.client_key,
             },
         })
+    }
+
+    /// The address, as it was given.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// The token that calls carry.

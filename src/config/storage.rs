@@ -48,6 +48,8 @@ pub struct RaftStorageConfig {
     pub retry_join: Vec<RetryJoin>,
     /// Join as a member that never votes.
     pub retry_join_as_non_voter: bool,
+    /// Leadership goes to this node when it can lead and has been well for a while.
+    pub preferred_leader: bool,
     /// 1 (fastest) to 10: scales the election timeouts. `None` if not given, or given as 0, Vault's default.
     pub performance_multiplier: Option<u8>,
     /// The largest log entry, in bytes.
@@ -77,6 +79,7 @@ impl RaftStorageConfig {
             node_id: None,
             retry_join: Vec::new(),
             retry_join_as_non_voter: false,
+            preferred_leader: false,
             performance_multiplier: None,
             max_entry_size_bytes: None,
             snapshot_threshold: None,
@@ -134,6 +137,7 @@ pub(super) const RAFT_KEYS: Keys = &[
     ("node_id", InEffect),
     ("retry_join", InEffect),
     ("retry_join_as_non_voter", InEffect),
+    ("preferred_leader", InEffect),
     ("performance_multiplier", InEffect),
     ("max_entry_size", InEffect),
     ("snapshot_threshold", InEffect),
@@ -268,6 +272,7 @@ fn raft(
         node_id: section.parsed_text("node_id", node_id)?,
         retry_join: retry_joins(section, warnings)?,
         retry_join_as_non_voter: section.boolean("retry_join_as_non_voter")?.unwrap_or(false),
+        preferred_leader: section.boolean("preferred_leader")?.unwrap_or(false),
         performance_multiplier: section.parsed("performance_multiplier", performance_multiplier)?.flatten(),
         max_entry_size_bytes: section.parsed("max_entry_size", positive)?,
         snapshot_threshold: section.parsed("snapshot_threshold", positive)?,

@@ -71,10 +71,20 @@ impl Core {
         {
             return Ok(led);
         }
+        let members = match route.handler {
+            Handler::StepDown | Handler::RemovePeer | Handler::Promote | Handler::Demote => true,
+            Handler::AutopilotConfig => request.operation.writes(),
+            _ => false,
+        };
+        if members {
+            return Ok(match self.read(request, route).await {
+                Ok(_) => self.change_members(request, route.handler).await,
+                Err(error) => error.into(),
+            });
+        }
         if matches!(
             route.handler,
             Handler::SealSync
-                | Handler::RemovePeer
                 | Handler::RaftChallenge
                 | Handler::RaftAnswer
                 | Handler::BreakGlassChange
@@ -156,12 +166,7 @@ impl Core {
             Handler::BreakGlassChange => self.change_break_glass(request).await,
             Handler::Rekey => self.rekey(request).await,
             Handler::GenerateRoot => self.generate_root(request).await,
-            Handler::Rotate => self.node().rotate().await.map(|()| Answer::NoContent),
-            _ => match super::fields::Fields(&request.data).text_or_empty("server_id") {
-                Ok(id) if id.is_empty() => Err(ApiError::invalid("no server id provided")),
-                Ok(id) => self.node().remove_peer(id).await.map(|()| Answer::NoContent),
-                Err(error) => Err(error),
-            },
+            _ => self.node().rotate().await.map(|()| Answer::NoContent),
         };
         Led::Answered(result)
     }

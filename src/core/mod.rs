@@ -18,6 +18,8 @@ pub mod json;
 mod key_rotation;
 pub mod latches;
 mod leader;
+pub mod member_ops;
+mod members;
 mod mount_change;
 pub mod mounts;
 pub mod node_ops;
@@ -216,7 +218,7 @@ impl Core {
         Ok((unsealed, replica))
     }
 
-    async fn dispatch(self: &Arc<Self>, request: Request, route: &Route) -> Result<Answer, ApiError> {
+    async fn dispatch(self: &Arc<Self>, mut request: Request, route: &Route) -> Result<Answer, ApiError> {
         if route.raw {
             if route.handler == Handler::Seal && self.node.unsealed().is_none() {
                 // Sealing what is sealed needs nobody's leave; it changes nothing.
@@ -234,6 +236,9 @@ impl Core {
         }
         if self.node.unsealed().is_none() {
             return Err(ApiError::Sealed);
+        }
+        if route.handler == Handler::SafeToStop {
+            self.name_node(&mut request);
         }
         if request.namespace.as_deref().is_some_and(|name| !matches!(name.trim_matches('/'), "" | "root")) {
             return Err(ApiError::NoNamespace);
@@ -305,6 +310,9 @@ impl Core {
             Handler::Seal
             | Handler::SealSync
             | Handler::RemovePeer
+            | Handler::Promote
+            | Handler::Demote
+            | Handler::StepDown
             | Handler::RaftChallenge
             | Handler::RaftAnswer
             | Handler::BreakGlassChange
@@ -386,6 +394,9 @@ fn known_fields(handler: Handler, operation: Operation) -> Option<&'static [&'st
         (Handler::Hash, _) => &["algorithm", "format", "input"],
         (Handler::Lookup, _) => &["token"],
         (Handler::SealSync, Operation::Update) => &["prune"],
+        (Handler::AutopilotConfig, Operation::Update) => members::AUTOPILOT_FIELDS,
+        (Handler::Promote | Handler::Demote | Handler::RemovePeer, _) => &["server_id"],
+        (Handler::SafeToStop, _) => &["node"],
         (Handler::Loggers, Operation::Update) => &["level"],
         (Handler::Metrics, _) => &["format"],
         (

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{
     error::ApiError,
+    member_ops::MemberOps,
     token::{TokenCache, TokenKey},
 };
 use crate::{
@@ -521,7 +522,7 @@ pub struct KeyStatus {
 ///
 /// The synchronous methods answer from memory and never wait: health must be answered while everything else
 /// hangs.
-pub trait NodeOps: Send + Sync + 'static {
+pub trait NodeOps: MemberOps {
     /// The open vault, or `None` while sealed.
     fn unsealed(&self) -> Option<Arc<Unsealed>>;
     /// Replication, or `None` while the node is neither initialised nor joined.
@@ -609,6 +610,4 @@ pub trait NodeOps: Send + Sync + 'static {
     fn keep_counts(&self) -> BoxFuture<'_, Result<(), ApiError>>;
     /// Gives the barrier a key of the next term, on the leader.
     fn rotate(&self) -> BoxFuture<'_, Result<(), ApiError>>;
-    /// Removes a member, on the leader. Removing one that is not there succeeds.
-    fn remove_peer(&self, node_id: String) -> BoxFuture<'_, Result<(), ApiError>>;
 }

@@ -66,6 +66,18 @@ pub enum Handler {
     RaftAnswer,
     /// `sys/storage/raft/remove-peer`.
     RemovePeer,
+    /// `sys/storage/raft/promote`.
+    Promote,
+    /// `sys/storage/raft/demote`.
+    Demote,
+    /// `sys/step-down`.
+    StepDown,
+    /// `sys/storage/raft/autopilot/configuration`.
+    AutopilotConfig,
+    /// `sys/storage/raft/autopilot/state`.
+    AutopilotState,
+    /// `sys/ha/safe-to-stop`.
+    SafeToStop,
     /// `sys/storage/raft/configuration`.
     RaftConfiguration,
     /// `sys/metrics`.
@@ -212,6 +224,32 @@ pub const ROUTES: &[Route] = &[
     // What the leader's tokens say counts: it is the leader that wraps.
     logical("sys/seal-backend-sync", &[Read, Update], Handler::SealSync, Access::Root, Place::Leader),
     logical("sys/storage/raft/remove-peer", &[Update], Handler::RemovePeer, Access::Root, Place::Leader),
+    logical("sys/storage/raft/promote", &[Update], Handler::Promote, Access::Root, Place::Leader),
+    logical("sys/storage/raft/demote", &[Update], Handler::Demote, Access::Root, Place::Leader),
+    logical("sys/step-down", &[Update], Handler::StepDown, Access::Root, Place::Leader),
+    logical(
+        "sys/storage/raft/autopilot/configuration",
+        &[Read],
+        Handler::AutopilotConfig,
+        Access::Token,
+        Place::Linearizable,
+    ),
+    logical(
+        "sys/storage/raft/autopilot/configuration",
+        &[Update],
+        Handler::AutopilotConfig,
+        Access::Root,
+        Place::Leader,
+    ),
+    // The leader knows how far the others are.
+    logical(
+        "sys/storage/raft/autopilot/state",
+        &[Read],
+        Handler::AutopilotState,
+        Access::Token,
+        Place::Leader,
+    ),
+    logical("sys/ha/safe-to-stop", &[Read], Handler::SafeToStop, Access::Token, Place::Leader),
     logical(
         "sys/storage/raft/configuration",
         &[Read],
@@ -432,7 +470,9 @@ mod tests {
         for route in ROUTES.iter().chain(&MOUNTED) {
             let changes = route.operations.iter().any(|operation| operation.writes());
             let local = route.place == Place::Local || route.handler == Handler::Lookup;
-            let leads = route.place == Place::Leader && route.handler != Handler::HaStatus;
+            let asks =
+                matches!(route.handler, Handler::HaStatus | Handler::AutopilotState | Handler::SafeToStop);
+            let leads = route.place == Place::Leader && !asks;
             assert_eq!(changes && !local, leads, "{}", route.pattern);
         }
     }

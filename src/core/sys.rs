@@ -43,7 +43,10 @@ impl Core {
             Handler::BreakGlass => self.node().break_glass().map(Answer::data),
             Handler::RaftConfiguration => self.raft_configuration(),
             Handler::Metrics => self.metrics(&Fields(&request.data)),
-            handler => match self.answer_info(handler, request, unsealed, txn) {
+            handler => match self
+                .answer_members(handler, request)
+                .or_else(|| self.answer_info(handler, request, unsealed, txn))
+            {
                 Some(answer) => answer,
                 None => self.answer_mounts(audited, handler, request, unsealed, txn),
             },

@@ -8,8 +8,8 @@ use std::{
 
 use bytes::Bytes;
 use keystead_raft::{
-    BoxFuture, ForwardError, LeaderInfo, Leadership, ProposeError, ProposeOutcome, ReadBarrier, ReadError,
-    Replicated, Shortage,
+    AutopilotConfig, AutopilotState, BoxFuture, ForwardError, LeaderInfo, Leadership, ProposeError,
+    ProposeOutcome, ReadBarrier, ReadError, Replicated, Safety, Shortage,
 };
 use keystead_storage::{
     ApplyEntry, ApplyOp, Command, DataDir, LogId, MAX_OPERATIONS, Observer, Outcome, RecordKey, RequestId,
@@ -23,6 +23,7 @@ use super::{
     Core, Settings,
     error::ApiError,
     initial_writes,
+    member_ops::{AutopilotChange, MemberOps},
     node_ops::{
         BreakGlassRequest, CeremonyMember, GenerateRootRequest, HaNode, HealthFacts, InitRequest,
         InitResponse, JoinRequest, KeyStatus, LeaderStatus, NodeOps, RaftServer, RekeyRequest, RekeyTarget,
@@ -433,12 +434,49 @@ impl NodeOps for FakeNode {
     fn rotate(&self) -> BoxFuture<'_, Result<(), ApiError>> {
         Box::pin(async { Ok(()) })
     }
+}
+
+impl MemberOps for FakeNode {
+    fn node_id(&self) -> String {
+        "n1".to_owned()
+    }
+
+    fn step_down(&self) -> BoxFuture<'_, Result<(), ApiError>> {
+        Box::pin(async { Err(ApiError::NoLeader) })
+    }
 
     fn remove_peer(&self, node_id: String) -> BoxFuture<'_, Result<(), ApiError>> {
         Box::pin(async move {
             self.removed.lock().push(node_id);
             Ok(())
         })
+    }
+
+    fn promote(&self, _node_id: String) -> BoxFuture<'_, Result<(), ApiError>> {
+        Box::pin(async { Err(ApiError::Refused("server is not a non-voter".to_owned())) })
+    }
+
+    fn demote(&self, _node_id: String) -> BoxFuture<'_, Result<(), ApiError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn autopilot_config(&self) -> Result<AutopilotConfig, ApiError> {
+        Ok(AutopilotConfig::default())
+    }
+
+    fn configure_autopilot(&self, change: AutopilotChange) -> BoxFuture<'_, Result<(), ApiError>> {
+        Box::pin(async move {
+            let changed = change(&mut AutopilotConfig::default());
+            changed.map_err(|error| ApiError::invalid(error.to_string()))
+        })
+    }
+
+    fn autopilot_state(&self) -> Result<AutopilotState, ApiError> {
+        Ok(AutopilotState { healthy: true, failure_tolerance: 0, servers: Vec::new() })
+    }
+
+    fn safe_to_stop(&self, node_id: &str) -> Result<Option<Safety>, ApiError> {
+        Ok((node_id == "n1").then(Safety::default))
     }
 }
 

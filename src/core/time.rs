@@ -1,5 +1,7 @@
 //! Times as they stand on the wire: RFC 3339 out, Go durations in.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 /// A time in the form that Go calls RFC3339Nano: UTC, the fraction without trailing zeros.
@@ -100,6 +102,28 @@ pub fn go_duration(seconds: i64) -> String {
     }
 }
 
+/// The same of a duration with parts of a second: `1.999744654s`, `2.5ms`.
+pub fn go_duration_exact(duration: Duration) -> String {
+    let (whole, nanos) = (duration.as_secs(), duration.subsec_nanos());
+    let trimmed = |number: u64, nanos: u32, digits: usize| {
+        let fraction = format!("{nanos:0digits$}");
+        let fraction = fraction.trim_end_matches('0');
+        if fraction.is_empty() { number.to_string() } else { format!("{number}.{fraction}") }
+    };
+    if whole > 0 {
+        let text = go_duration(i64::try_from(whole).unwrap_or(i64::MAX));
+        let rest = (whole % 60).to_string();
+        let front = text.strip_suffix('s').and_then(|text| text.strip_suffix(&rest)).unwrap_or_default();
+        return format!("{front}{}s", trimmed(whole % 60, nanos, 9));
+    }
+    match nanos {
+        0 => "0s".to_owned(),
+        1..1_000 => format!("{nanos}ns"),
+        1_000..1_000_000 => format!("{}µs", trimmed(u64::from(nanos / 1_000), nanos % 1_000, 3)),
+        _ => format!("{}ms", trimmed(u64::from(nanos / 1_000_000), nanos % 1_000_000, 6)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,6 +167,19 @@ mod tests {
     fn durations_are_written_as_go_writes_them() {
         for (seconds, text) in [(0, "0s"), (59, "59s"), (90, "1m30s"), (3_600, "1h0m0s"), (-1, "-1s")] {
             assert_eq!(go_duration(seconds), text);
+            if seconds >= 0 {
+                assert_eq!(go_duration_exact(Duration::from_secs(seconds as u64)), text);
+            }
+        }
+        for (nanos, text) in [
+            (1, "1ns"),
+            (1_500, "1.5µs"),
+            (999_000_000, "999ms"),
+            (2_000_010, "2.00001ms"),
+            (1_999_744_654, "1.999744654s"),
+            (70_250_000_000, "1m10.25s"),
+        ] {
+            assert_eq!(go_duration_exact(Duration::from_nanos(nanos)), text);
         }
     }
 }

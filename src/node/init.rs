@@ -5,7 +5,6 @@ use std::{path::Path, sync::Arc, time::Duration};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use keystead_raft::{
     Directory, DirectoryMember, Identity, ProposeError, ProposeOutcome, Replica, Replicated as _, VaultSide,
-    hello::FEATURE_LEVEL,
 };
 use keystead_storage::{
     Check, DataDir, RequestId, Txn, Write,
@@ -311,10 +310,16 @@ impl Node {
             cluster_addr: self.settings.cluster_addr.clone(),
             api_addr: self.settings.api_addr.clone(),
             voter: true,
-            feature_level: FEATURE_LEVEL,
+            feature_level: super::feature_level(),
             joined_ms: keystead_raft::clock::wall_ms(),
         };
-        let directory = Directory { cluster_id, epoch: 1, members: vec![member], tombstones: Vec::new() };
+        let directory = Directory {
+            cluster_id,
+            epoch: 1,
+            members: vec![member],
+            feature_level: super::feature_level(),
+            ..Directory::default()
+        };
         let params = self.settings.params;
         let identity = Identity::new(cluster_id, 1, node_id, incarnation, &key, cert, ca_cert, params);
         let name = self.settings.cluster_name.clone();

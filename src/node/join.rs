@@ -15,9 +15,10 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use futures_util::future::join_all;
+use keystead_raft::hello::Refusal;
 use keystead_raft::{
     ClusterParams, Directory, DirectoryMember, Enrolment, Identity, JoinError, Replicated as _,
-    fresh_incarnation, hello::FEATURE_LEVEL,
+    fresh_incarnation,
 };
 use keystead_tls::{ClusterId, NodeKey, PeerName, Seldom};
 use parking_lot::Mutex;
@@ -26,7 +27,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use super::{
-    ClusterName, Node, OpenKeys, forget_enrolment,
+    ClusterName, Node, OpenKeys, feature_level, forget_enrolment,
     own_pki::{self, Enrolled},
     records,
 };
@@ -197,6 +198,7 @@ struct Answer<'a> {
     cluster_addr: &'a str,
     api_addr: &'a str,
     non_voter: bool,
+    feature_level: u32,
 }
 
 impl Answer<'_> {
@@ -213,6 +215,7 @@ impl Answer<'_> {
                 self.cluster_addr.as_bytes(),
                 self.api_addr.as_bytes(),
                 &[u8::from(self.non_voter)],
+                &self.feature_level.to_be_bytes(),
             ],
         )
     }
@@ -392,6 +395,7 @@ impl Node {
             cluster_addr: &settings.cluster_addr,
             api_addr: &settings.api_addr,
             non_voter,
+            feature_level: feature_level(),
         };
         let mac = answer.mac(keys).finish();
         let body = json!({
@@ -403,6 +407,7 @@ impl Node {
             "cluster_addr": settings.cluster_addr,
             "api_addr": settings.api_addr,
             "non_voter": non_voter,
+            "feature_level": feature_level(),
             "mac": BASE64.encode(mac),
         });
         let data = put(target, "/v1/sys/storage/raft/bootstrap/answer", &body).await?;
@@ -592,6 +597,8 @@ impl Node {
         let brought = bytes(&body, "certificate").ok_or_else(invalid)?;
         let mac = bytes(&body, "mac").ok_or_else(invalid)?;
         let non_voter = body.get("non_voter").and_then(Value::as_bool).unwrap_or(false);
+        let number = body.get("feature_level").and_then(Value::as_u64);
+        let feature_level = number.and_then(|level| u32::try_from(level).ok()).ok_or_else(invalid)?;
         let plausible = !node_id.is_empty()
             && node_id.len() <= keystead_tls::peer::NODE_ID_MAX_BYTES
             && cluster_addr.len() <= 512
@@ -607,6 +614,7 @@ impl Node {
             cluster_addr,
             api_addr,
             non_voter,
+            feature_level,
         };
         if !plausible || !answer.mac(&keys).verify(&mac) {
             metrics::counter!("keystead_join_false_answers").increment(1);
@@ -631,9 +639,15 @@ impl Node {
             cluster_addr: cluster_addr.to_owned(),
             api_addr: api_addr.to_owned(),
             voter: !non_voter,
-            feature_level: FEATURE_LEVEL,
+            feature_level,
             joined_ms: replica.cluster_time_ms(),
         };
+        let level = replica.directory().feature_level;
+        if feature_level < level {
+            return Err(ApiError::invalid(
+                Refusal::TooOld { cluster: level, theirs: feature_level }.to_string(),
+            ));
+        }
         let directory = replica.admit(member).await.map_err(join_error)?;
         tracing::info!(node_id, "a node joins");
         let directory = directory.seal(|signed| Ok::<_, ApiError>(keys.directory_mac(signed)))?;
@@ -677,7 +691,10 @@ pub fn join_error(error: JoinError) -> ApiError {
         | JoinError::Collision
         | JoinError::Removed
         | JoinError::LastVoter
+        | JoinError::LevelTooLow { .. }
+        | JoinError::Invalid(_)
         | JoinError::Unsafe { .. } => ApiError::invalid(error.to_string()),
+        JoinError::NotNonVoter | JoinError::NotVoter => ApiError::Refused(error.to_string()),
         JoinError::Propose(_) => ApiError::Busy(error.to_string()),
         JoinError::Directory(_) => ApiError::internal("the directory", &error),
     }

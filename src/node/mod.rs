@@ -12,6 +12,7 @@ mod generate_root;
 mod init;
 mod join;
 mod keys;
+mod members;
 mod migration;
 mod ops;
 mod own_pki;
@@ -71,6 +72,8 @@ pub struct NodeSettings {
     pub retry_join: Vec<Arc<JoinTarget>>,
     /// Join without a vote.
     pub non_voter: bool,
+    /// Lead when that is possible.
+    pub preferred_leader: bool,
     /// Timing and limits for a cluster that is initialised here.
     pub params: ClusterParams,
     /// Trust no clock for reads.
@@ -292,6 +295,9 @@ impl Node {
             api_addr: self.settings.api_addr.clone(),
             vault: self.arc(),
             quorum_reads: self.settings.quorum_reads,
+            preferred_leader: self.settings.preferred_leader,
+            feature_level: feature_level(),
+            version: crate::core::VERSION.to_owned(),
             fresh,
             directory,
         };
@@ -334,6 +340,17 @@ impl Node {
     fn data_dir(&self) -> PathBuf {
         self.settings.dir.path().to_path_buf()
     }
+}
+
+/// What this release can do. Builds for tests can be made to do less, as an older release would.
+fn feature_level() -> u32 {
+    #[cfg(debug_assertions)]
+    if let Some(level) =
+        std::env::var("KEYSTEAD_TEST_FEATURE_LEVEL").ok().and_then(|level| level.parse().ok())
+    {
+        return level;
+    }
+    keystead_raft::hello::FEATURE_LEVEL
 }
 
 /// Removes what a node was enrolled with, once it is in its identity.

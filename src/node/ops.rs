@@ -5,7 +5,7 @@ use std::sync::Arc;
 use keystead_raft::{BoxFuture, Replica, Replicated};
 use serde_json::{Map, Value};
 
-use super::{Node, join::join_error, rotation::Change};
+use super::{Node, rotation::Change};
 use crate::core::{
     error::ApiError,
     node_ops::{
@@ -301,15 +301,5 @@ impl NodeOps for Node {
 
     fn rotate(&self) -> BoxFuture<'_, Result<(), ApiError>> {
         Box::pin(self.change_keyring(Change::Rotate))
-    }
-
-    fn remove_peer(&self, node_id: String) -> BoxFuture<'_, Result<(), ApiError>> {
-        Box::pin(async move {
-            let replica = Node::replica(self).ok_or(ApiError::Sealed)?;
-            if replica.remove(&node_id).await.map_err(join_error)? {
-                tracing::info!(node_id, "a member was removed");
-            }
-            Ok(())
-        })
     }
 }

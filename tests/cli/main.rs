@@ -78,6 +78,7 @@ transcripts! {
     login
     misuse
     names
+    members
     operator
     secrets
 }

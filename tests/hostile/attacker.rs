@@ -90,6 +90,8 @@ impl Attacker {
     pub fn hello(&self, channel: Channel) -> Hello {
         Hello {
             feature_level: FEATURE_LEVEL,
+            oldest_level: FEATURE_LEVEL,
+            version: String::new(),
             epoch: self.identity.epoch,
             node_id: self.identity.node_id.clone(),
             incarnation: self.identity.incarnation,

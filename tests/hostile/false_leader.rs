@@ -130,7 +130,7 @@ fn forged_reply(answer: &Value, cluster_id: [u8; 16], mac: &[u8]) -> Value {
         incarnation: u64::from_str_radix(answer["incarnation"].as_str().unwrap(), 16).unwrap(),
     };
     let csr = STANDARD.decode(answer["csr"].as_str().unwrap()).unwrap();
-    let directory = Directory { cluster_id, epoch: 1, members: Vec::new(), tombstones: Vec::new() };
+    let directory = Directory { cluster_id, epoch: 1, ..Directory::default() };
     let directory = directory.seal(|_| Ok::<_, ()>([7; 32])).unwrap();
     let params: Vec<u8> = [75u64, 250, 400, 1 << 20].iter().flat_map(|value| value.to_be_bytes()).collect();
     json!({ "data": {

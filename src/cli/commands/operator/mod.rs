@@ -1,5 +1,6 @@
 //! `operator`: what the people who run a cluster do.
 
+mod autopilot;
 mod break_glass;
 mod ceremony;
 mod diagnose;
@@ -11,6 +12,7 @@ mod raft;
 mod rebuild;
 mod rekey;
 mod seal;
+mod step_down;
 mod unseal;
 mod verify_share;
 
@@ -65,6 +67,25 @@ pub const COMMANDS: &[Command] = &[
         synopsis: "Seals a node",
         about: "Seals the node at the address: it forgets its keys and serves nothing until it is unsealed again.",
         run: Some(seal::run),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator step-down",
+        synopsis: "Has the leader step down",
+        about: "Has the active node hand leadership to another one, whichever node is at the address. Clients see no\n\
+                error. It is refused if nobody can take over, with what is wrong with each of the others.",
+        run: Some(step_down::run),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator safe-to-stop",
+        synopsis: "Says whether a node may be stopped",
+        about: "Says whether the node at the address, or the one named, may be stopped without the cluster losing its\n\
+                quorum or the last node that serves, and if not, why. The exit code is 0 if it may, 2 if it must not,\n\
+                1 if nobody can say.\n\n    \
+                $ {program} operator safe-to-stop && systemctl restart keystead",
+        flags: step_down::SAFE_FLAGS,
+        run: Some(step_down::safe_to_stop),
         ..Command::DEFAULT
     },
     Command {
@@ -186,6 +207,50 @@ pub const COMMANDS: &[Command] = &[
         arguments: "[options] ID",
         about: "Removes a member from the cluster by its node id.",
         run: Some(raft::remove_peer),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator raft promote",
+        synopsis: "Gives a member a vote",
+        arguments: "[options] ID",
+        about: "Gives a member without a vote one, by its node id, as soon as it has caught up.",
+        run: Some(raft::promote),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator raft demote",
+        synopsis: "Takes a member's vote",
+        arguments: "[options] ID",
+        about: "Takes a member's vote, by its node id; it goes on following. A leader hands leadership over first.",
+        run: Some(raft::demote),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator raft autopilot",
+        synopsis: "Works with what looks after the members",
+        about: "Works with what looks after the members: their health, and taking dead ones out.",
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator raft autopilot state",
+        synopsis: "Shows how the members do",
+        about: "Shows how the members do, as the leader sees them.",
+        run: Some(autopilot::state),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator raft autopilot get-config",
+        synopsis: "Shows the configuration",
+        about: "Shows the configuration of what looks after the members.",
+        run: Some(autopilot::get_config),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator raft autopilot set-config",
+        synopsis: "Changes the configuration",
+        about: "Changes what is named in the configuration of what looks after the members.",
+        flags: autopilot::SET_FLAGS,
+        run: Some(autopilot::set_config),
         ..Command::DEFAULT
     },
     Command {

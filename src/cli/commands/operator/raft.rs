@@ -1,4 +1,4 @@
-//! `operator raft list-peers`, `remove-peer` and `join`.
+//! `operator raft list-peers`, `remove-peer`, `promote`, `demote` and `join`.
 
 use serde_json::{Value, json};
 
@@ -66,6 +66,26 @@ pub fn remove_peer(invocation: &mut Invocation<'_, '_>) -> Outcome {
     let answer = session.call("PUT", "sys/storage/raft/remove-peer", &[], Some(&body));
     answer.map_err(|error| invocation.refused("Error removing the peer from raft cluster", &error))?;
     invocation.ui.output("Peer removed successfully!");
+    Ok(0)
+}
+
+pub fn promote(invocation: &mut Invocation<'_, '_>) -> Outcome {
+    expect(invocation, &[1], "1")?;
+    let body = json!({"server_id": invocation.args[0].trim()});
+    let session = invocation.session()?;
+    let answer = session.call("PUT", "sys/storage/raft/promote", &[], Some(&body));
+    answer.map_err(|error| invocation.refused("Error promoting server", &error))?;
+    invocation.ui.output("Server promoted successfully!");
+    Ok(0)
+}
+
+pub fn demote(invocation: &mut Invocation<'_, '_>) -> Outcome {
+    expect(invocation, &[1], "1")?;
+    let body = json!({"server_id": invocation.args[0].trim()});
+    let session = invocation.session()?;
+    let answer = session.call("PUT", "sys/storage/raft/demote", &[], Some(&body));
+    answer.map_err(|error| invocation.refused("Error demoting server", &error))?;
+    invocation.ui.output("Server demoted successfully!");
     Ok(0)
 }
 
