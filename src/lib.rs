@@ -6,6 +6,7 @@
 //! `docs/design.md`.
 
 pub mod api;
+pub mod backup;
 pub mod barrier;
 pub mod cli;
 pub mod client;

@@ -41,6 +41,9 @@ pub fn render(response: Response) -> Rendered {
         Ok(Answer::Text { content_type, body }) => {
             Rendered { body: Some(body), content_type: Some(content_type.into()) }
         }
+        Ok(Answer::Download(download)) => {
+            Rendered { body: None, content_type: Some(download.content_type().into()) }
+        }
         Ok(Answer::Redirect { .. }) => Rendered { body: None, content_type: None },
         Err(error) => json(gojson::to_string(&Errors(&error))),
     }

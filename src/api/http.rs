@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 use super::{
     envelope::render,
     rules::{ListenerRules, client_ip},
-    status,
+    status, upload,
 };
 use crate::{
     core::{
@@ -29,7 +29,7 @@ use crate::{
         fields::parse_bool,
         path::RequestPath,
         request::{Operation, Request, fresh_id, parse_body, parse_query},
-        response::Response,
+        response::{Answer, Response},
         time::parse_duration_s,
     },
     secret::SecretString,
@@ -105,6 +105,15 @@ async fn handle(shared: Shared, request: axum::extract::Request) -> Response {
     // What a body holds, and what is made of it, counts until the request is answered.
     let mut _held = None;
     let parsed = match parse_head(&parts, &rules) {
+        Ok(mut request) if upload::is_one(&request) => {
+            match upload::receive(&shared.core, &rules, &parts, &request, body).await {
+                Ok(upload) => {
+                    request.upload = Some(upload);
+                    Ok(request)
+                }
+                Err(error) => Err(error),
+            }
+        }
         Ok(mut request) if request.operation.writes() => {
             match receive(&shared, &parts, &request, body).await {
                 Ok((data, held)) => {
@@ -348,7 +357,11 @@ fn into_http(response: Response, namespace: Option<HeaderValue>, head: bool) -> 
     let status = status::status(&response.result);
     let retry_after = response.result.as_ref().err().and_then(status::retry_after_s);
     let location = match &response.result {
-        Ok(crate::core::response::Answer::Redirect { location }) => HeaderValue::from_str(location).ok(),
+        Ok(Answer::Redirect { location }) => HeaderValue::from_str(location).ok(),
+        _ => None,
+    };
+    let download = match &response.result {
+        Ok(Answer::Download(download)) => download.take(),
         _ => None,
     };
     let rendered = render(response);
@@ -375,6 +388,11 @@ fn into_http(response: Response, namespace: Option<HeaderValue>, head: bool) -> 
     set(header::RETRY_AFTER, retry_after.map(HeaderValue::from));
     set(header::LOCATION, location);
     set(HeaderName::from_static("x-vault-namespace"), namespace);
+    if let Some(pieces) = download {
+        set(header::CONTENT_DISPOSITION, Some(HeaderValue::from_static("attachment")));
+        *out.body_mut() = Body::from_stream(upload::stream(pieces));
+        return out;
+    }
     match rendered.body {
         Some(body) if head => set(header::CONTENT_LENGTH, Some(HeaderValue::from(body.len()))),
         Some(body) => *out.body_mut() = Body::from(body),

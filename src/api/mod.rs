@@ -8,6 +8,7 @@ mod http;
 mod paced;
 mod rules;
 pub mod status;
+mod upload;
 
 use std::{
     convert::Infallible,

@@ -18,7 +18,11 @@ pub fn status(result: &Result<Answer, ApiError>) -> StatusCode {
 fn of_answer(answer: &Answer) -> StatusCode {
     match answer {
         Answer::NoContent => StatusCode::NO_CONTENT,
-        Answer::Logical(_) | Answer::Secret(_) | Answer::Raw(_) | Answer::Text { .. } => StatusCode::OK,
+        Answer::Logical(_)
+        | Answer::Secret(_)
+        | Answer::Raw(_)
+        | Answer::Text { .. }
+        | Answer::Download(_) => StatusCode::OK,
         Answer::Missing(_) => StatusCode::NOT_FOUND,
         Answer::Redirect { .. } => StatusCode::TEMPORARY_REDIRECT,
         Answer::Health { state, code, .. } => {

@@ -50,6 +50,10 @@ purpose! {
     pub Token, "token"
 }
 purpose! {
+    /// The MAC of a backup.
+    pub Backup, "backup"
+}
+purpose! {
     /// Seals the keyring.
     pub(super) KeyringSeal, "keyring"
 }
@@ -119,6 +123,7 @@ mod tests {
             *derive::<Join>(&root(), vault, 1).expose(),
             *derive::<Peer>(&root(), vault, 1).expose(),
             *derive::<SealCfg>(&root(), vault, 1).expose(),
+            *derive::<Backup>(&root(), vault, 1).expose(),
             *derive_lasting::<Directory>(&LastingKey::from_bytes(root().expose()), vault).expose(),
             *derive_lasting::<Token>(&LastingKey::from_bytes(root().expose()), vault).expose(),
             *derive::<KeyringSeal>(&root(), vault, 1).expose(),

@@ -24,7 +24,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use aad::{Aad, Mac};
-pub use derive::{Directory, Join, Peer, Purpose, SealCfg, Token, derive, derive_lasting, root_commitment};
+pub use derive::{
+    Backup, Directory, Join, Peer, Purpose, SealCfg, Token, derive, derive_lasting, root_commitment,
+};
 pub use keyring::{BarrierTerm, Keyring, KeyringError, LogTerm};
 pub use logmac::{LogTag, LogTagError};
 pub use path::{MAX_SEGMENT_LEN, MAX_SEGMENTS, MountId, PathError};

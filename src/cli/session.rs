@@ -239,6 +239,40 @@ impl Session {
         Ok((response, error))
     }
 
+    /// Reads what is not a document, and gives it to `sink` as it comes.
+    ///
+    /// # Errors
+    /// As [`Session::call`]; what `sink` was given by then is not all.
+    pub fn download(
+        &self,
+        path: &str,
+        sink: impl FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> Result<(), ApiError> {
+        let headers = self.extra_headers();
+        let target = target(path, &[]);
+        let answer = self.client.download(&target, &headers, sink);
+        let response = self.runtime.block_on(answer).map_err(ApiError::Client)?;
+        self.error_of("GET", &response).map_or(Ok(()), Err)
+    }
+
+    /// Sends a file, and says by `progress` how many bytes of it have gone.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub fn upload(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+        file: &std::path::Path,
+        progress: impl Fn(u64) + Send + Sync + 'static,
+    ) -> Result<Response, ApiError> {
+        let headers = self.extra_headers();
+        let target = target(path, query);
+        let answer = self.client.upload(&target, file, &headers, progress);
+        let response = self.runtime.block_on(answer).map_err(ApiError::Client)?;
+        self.error_of("POST", &response).map_or(Ok(response), Err)
+    }
+
     fn exchange(
         &self,
         method: &str,

@@ -16,6 +16,7 @@ pub struct Ui<'a> {
     err: Box<dyn Write + 'a>,
     input: Box<dyn BufRead + 'a>,
     out_is_terminal: bool,
+    err_is_terminal: bool,
     colour: bool,
     input_is_process: bool,
     failure: Option<io::Error>,
@@ -35,6 +36,7 @@ impl Ui<'static> {
             err: Box::new(io::stderr()),
             input: Box::new(io::BufReader::new(io::stdin())),
             out_is_terminal,
+            err_is_terminal: io::stderr().is_terminal(),
             colour,
             input_is_process: true,
             failure: None,
@@ -50,6 +52,7 @@ impl<'a> Ui<'a> {
             err: Box::new(err),
             input: Box::new(input),
             out_is_terminal: false,
+            err_is_terminal: false,
             colour: false,
             input_is_process: false,
             failure: None,
@@ -100,6 +103,13 @@ impl<'a> Ui<'a> {
     /// Prints help or another plain text, without colour, on the stream of errors.
     pub fn error_plain(&mut self, text: &str) {
         self.write_err(&format!("{text}\n"));
+    }
+
+    /// Says how far something long has come, in the place of what was said last: on a terminal, and nowhere else.
+    pub fn progress(&mut self, text: &str) {
+        if self.err_is_terminal {
+            self.write_err(&format!("\r\x1b[K{text}"));
+        }
     }
 
     /// All of the standard input.

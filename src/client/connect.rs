@@ -3,18 +3,17 @@
 use std::io;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::body::RequestBody;
 use super::{Address, Failure, Scheme};
 
 /// Sends requests on one connection, one after the other.
-pub(super) type Sender = SendRequest<Full<Bytes>>;
+pub(super) type Sender = SendRequest<RequestBody>;
 
 /// The TLS side of a client, ready to dial.
 #[derive(Clone)]

@@ -15,6 +15,9 @@ pub enum ClientError {
     /// No address of several answered.
     #[error("no address answered:\n\n{}", listed(.0))]
     NoneAnswered(Vec<ClientError>),
+    /// What was to be sent cannot be read, or what came in not be kept.
+    #[error("{0}")]
+    Sink(io::Error),
     /// The request was not answered, or not completely. Whether it took effect is unknown, unless
     /// [`ClientError::was_not_sent`] says otherwise.
     #[error("{} \"{url}\": {source}", capitalised(.method))]
@@ -47,6 +50,7 @@ impl ClientError {
         match self {
             ClientError::NoneAnswered(failures) => failures.iter().all(ClientError::was_not_sent),
             ClientError::Unusable(_) => true,
+            ClientError::Sink(_) => false,
             ClientError::Transport { source, .. } => {
                 matches!(source, Failure::Lookup { .. } | Failure::Dial { .. } | Failure::Tls(_))
             }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use parking_lot::Mutex;
 
+use super::body::{Outgoing, RequestBody, UploadBody};
 use super::connect::{Sender, Tls, connect};
 use super::{Address, ClientConfig, ClientError, Failure, Scheme, Token};
 
@@ -44,6 +45,15 @@ pub struct Client {
     idle: Mutex<Vec<Idle>>,
     /// Which of the addresses answered last.
     current: AtomicUsize,
+}
+
+/// An answer of which the head has come.
+struct Head {
+    parts: ::http::response::Parts,
+    incoming: hyper::body::Incoming,
+    sender: Sender,
+    peer: (Scheme, String),
+    url: String,
 }
 
 struct Idle {
@@ -157,22 +167,9 @@ impl Client {
         body: Option<Bytes>,
         extra_headers: &[(HeaderName, HeaderValue)],
     ) -> Result<Response, ClientError> {
-        let target = format!("{}{}", address.base_path(), path_and_query);
-        let response = self.exchange(method, address, &target, body.clone(), extra_headers).await?;
-        let redirected = matches!(
-            response.status,
-            StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND | StatusCode::TEMPORARY_REDIRECT
-        );
-        if !redirected || !self.config.follow_redirects {
-            return Ok(response);
-        }
-        let failed = |why: String| transport(method, &response.url, Failure::Redirect(why));
-        let Some(location) = response.headers.get(header::LOCATION) else {
-            return Err(failed(format!("{} response missing Location header", response.status.as_u16())));
-        };
-        let location = location.to_str().map_err(|_| failed("unreadable Location header".to_owned()))?;
-        let (address, target) = redirect_target(address, location).map_err(failed)?;
-        self.exchange(method, &address, &target, body, extra_headers).await
+        let body = Full::new(body.unwrap_or_default()).into();
+        let head = self.head(address, method, path_and_query, body, extra_headers).await?;
+        self.complete(method, head).await
     }
 
     async fn exchange(
@@ -180,9 +177,9 @@ impl Client {
         method: &Method,
         address: &Address,
         target: &str,
-        body: Option<Bytes>,
+        body: Outgoing,
         extra_headers: &[(HeaderName, HeaderValue)],
-    ) -> Result<Response, ClientError> {
+    ) -> Result<Head, ClientError> {
         let url = format!("{}://{}{target}", address.scheme().as_str(), address.authority());
         let failed = |failure| transport(method, &url, failure);
         let mut request = self.build(method, address, target, body, extra_headers)?;
@@ -205,10 +202,96 @@ impl Client {
                 },
             };
             let (parts, incoming) = response.into_parts();
-            let body = self.collect(incoming).await.map_err(failed)?;
-            self.keep(peer, sender);
-            return Ok(Response { status: parts.status, headers: parts.headers, body, url });
+            return Ok(Head { parts, incoming, sender, peer, url });
         }
+    }
+
+    /// Reads what is left of an answer, and keeps the connection.
+    async fn complete(&self, method: &Method, head: Head) -> Result<Response, ClientError> {
+        let Head { parts, incoming, sender, peer, url } = head;
+        let body = self.collect(incoming).await.map_err(|failure| transport(method, &url, failure))?;
+        self.keep(peer, sender);
+        Ok(Response { status: parts.status, headers: parts.headers, body, url })
+    }
+
+    /// Sends a GET and gives the bytes of a good answer to `sink` as they come. The deadline is that of each piece.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request); [`ClientError::Sink`] with what `sink` gave. What `sink` was given before an error is not all.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection.
+    pub async fn download(
+        &self,
+        path_and_query: &str,
+        extra_headers: &[(HeaderName, HeaderValue)],
+        mut sink: impl FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> Result<Response, ClientError> {
+        let method = Method::GET;
+        let late = |url: &str| transport(&method, url, Failure::Timeout);
+        let asked = self.head(self.address(), &method, path_and_query, Full::default().into(), extra_headers);
+        let head = tokio::time::timeout(self.config.timeout, asked).await;
+        let mut head = head.map_err(|_| late(&self.url(path_and_query)))??;
+        if !head.parts.status.is_success() {
+            return self.complete(&method, head).await;
+        }
+        loop {
+            let frame = tokio::time::timeout(self.config.timeout, head.incoming.frame()).await;
+            let Some(frame) = frame.map_err(|_| late(&head.url))? else { break };
+            let frame = frame.map_err(|error| transport(&method, &head.url, Failure::Exchange(error)))?;
+            if let Ok(data) = frame.into_data() {
+                sink(&data).map_err(ClientError::Sink)?;
+            }
+        }
+        let Head { parts, url, .. } = head;
+        Ok(Response { status: parts.status, headers: parts.headers, body: Bytes::new(), url })
+    }
+
+    /// Sends a POST whose body is read from a file, and reads the answer. The deadline begins when all of it was sent.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request).
+    ///
+    /// # Cancel safety
+    /// Dropping the future abandons the request, which may still take effect.
+    pub async fn upload(
+        &self,
+        path_and_query: &str,
+        file: &std::path::Path,
+        extra_headers: &[(HeaderName, HeaderValue)],
+        progress: impl Fn(u64) + Send + Sync + 'static,
+    ) -> Result<Response, ClientError> {
+        let body = UploadBody { file: file.to_owned(), progress: std::sync::Arc::new(progress) };
+        let head =
+            self.head(self.address(), &Method::POST, path_and_query, body.into(), extra_headers).await?;
+        self.complete(&Method::POST, head).await
+    }
+
+    /// Sends a request and reads the head of its answer, of the second one after a redirect.
+    async fn head(
+        &self,
+        address: &Address,
+        method: &Method,
+        path_and_query: &str,
+        body: Outgoing,
+        extra_headers: &[(HeaderName, HeaderValue)],
+    ) -> Result<Head, ClientError> {
+        let target = format!("{}{}", address.base_path(), path_and_query);
+        let head = self.exchange(method, address, &target, body.clone(), extra_headers).await?;
+        let redirected = matches!(
+            head.parts.status,
+            StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND | StatusCode::TEMPORARY_REDIRECT
+        );
+        if !redirected || !self.config.follow_redirects {
+            return Ok(head);
+        }
+        let failed = |why: String| transport(method, &head.url, Failure::Redirect(why));
+        let Some(location) = head.parts.headers.get(header::LOCATION) else {
+            return Err(failed(format!("{} response missing Location header", head.parts.status.as_u16())));
+        };
+        let location = location.to_str().map_err(|_| failed("unreadable Location header".to_owned()))?;
+        let (address, target) = redirect_target(address, location).map_err(failed)?;
+        self.exchange(method, &address, &target, body, extra_headers).await
     }
 
     fn build(
@@ -216,13 +299,13 @@ impl Client {
         method: &Method,
         address: &Address,
         target: &str,
-        body: Option<Bytes>,
+        body: Outgoing,
         extra_headers: &[(HeaderName, HeaderValue)],
-    ) -> Result<Request<Full<Bytes>>, ClientError> {
+    ) -> Result<Request<RequestBody>, ClientError> {
         let mut request = Request::builder()
             .method(method)
             .uri(target)
-            .body(Full::new(body.unwrap_or_default()))
+            .body(body.open().map_err(ClientError::Sink)?)
             .map_err(|_| unusable(format!("{target:?} cannot be requested: it is not a valid path")))?;
         let headers = request.headers_mut();
         let host =

@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))] // in a test, a panic is the report
 
 mod address;
+mod body;
 mod config;
 mod connect;
 mod error;

@@ -53,6 +53,7 @@ pub(crate) mod test_replica;
 mod tests;
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -218,6 +219,23 @@ impl Core {
         Ok((unsealed, replica))
     }
 
+    /// Whether the sender of a long body may send it, before it is received; where it is put, and the room there is.
+    pub(crate) async fn admit_upload(&self, request: &Request) -> Result<(PathBuf, u64), ApiError> {
+        if self.node.seal_status().initialized {
+            let route = router::find(&request.path, request.operation);
+            if self.node.unsealed().is_none() {
+                return Err(ApiError::Sealed);
+            }
+            self.read(request, &route).await?;
+        }
+        self.spool()
+    }
+
+    /// Where long bodies are put, and the room there is.
+    pub(crate) fn spool(&self) -> Result<(PathBuf, u64), ApiError> {
+        self.node.spool()
+    }
+
     async fn dispatch(self: &Arc<Self>, mut request: Request, route: &Route) -> Result<Answer, ApiError> {
         if route.raw {
             if route.handler == Handler::Seal && self.node.unsealed().is_none() {
@@ -246,6 +264,9 @@ impl Core {
         match route.place {
             Place::Local | Place::Linearizable => {
                 let answer = self.read(&request, route).await?;
+                if route.handler == Handler::SnapshotSave {
+                    return self.node.save_snapshot().await.map(Answer::Download);
+                }
                 if route.handler == Handler::Seal {
                     self.node.seal().await?;
                     self.forget();
@@ -308,6 +329,7 @@ impl Core {
             Handler::Unsupported => Err(ApiError::UnsupportedOperation { authenticated: known }),
             // What these do happens outside of the transaction, once it has found them allowed.
             Handler::Seal
+            | Handler::SnapshotSave
             | Handler::SealSync
             | Handler::RemovePeer
             | Handler::Promote

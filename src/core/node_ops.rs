@@ -3,7 +3,7 @@
 //! The node itself (init, unseal, join, the supervisor of replication) lives in `crate::node` and implements
 //! [`NodeOps`]; the request path sees nothing else of it.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use keystead_raft::{BoxFuture, Replicated};
 use serde_json::{Map, Value};
@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::{
     error::ApiError,
     member_ops::MemberOps,
+    response::Download,
     token::{TokenCache, TokenKey},
 };
 use crate::{
@@ -606,6 +607,13 @@ pub trait NodeOps: MemberOps {
         request: GenerateRootRequest,
         trusted: bool,
     ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>>;
+    /// Makes a backup of the whole vault.
+    fn save_snapshot(&self) -> BoxFuture<'_, Result<Download, ApiError>>;
+    /// Where long request bodies are put, and how many bytes there is room for.
+    ///
+    /// # Errors
+    /// When the disk cannot be looked at, or is almost full.
+    fn spool(&self) -> Result<(PathBuf, u64), ApiError>;
     /// Notes in the keyring how much has been encrypted under each key, on the leader.
     fn keep_counts(&self) -> BoxFuture<'_, Result<(), ApiError>>;
     /// Gives the barrier a key of the next term, on the leader.

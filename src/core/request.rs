@@ -1,5 +1,7 @@
 //! A request, parsed once at the edge of the node that received it.
 
+use std::path::{Path, PathBuf};
+
 use bincode::{Decode, Encode};
 use keystead_storage::RequestId;
 use serde_json::{Map, Value};
@@ -51,6 +53,33 @@ impl Operation {
     }
 }
 
+/// A request's body in a file of its own, which goes with it.
+pub struct Upload(PathBuf);
+
+impl Upload {
+    /// The file at `path`, whether it is there yet or not.
+    #[must_use]
+    pub fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, path = %self.0.display(), "a spooled request body cannot be removed; the next start does it");
+        }
+    }
+}
+
 /// A parsed request. It holds what a client sent, so it is never printed.
 pub struct Request {
     /// Drawn by the node that received it; the same on every attempt.
@@ -83,6 +112,8 @@ pub struct Request {
     pub open_metrics: bool,
     /// It came in where a series of shares may only be reset by who names it. Never forwarded.
     pub no_unseal_reset: bool,
+    /// The body, of a request whose body is a file. Never forwarded.
+    pub upload: Option<Upload>,
 }
 
 /// What a client sent is secret, or may be: the texts among its fields are wiped.
@@ -132,6 +163,7 @@ impl Request {
             retry: false,
             open_metrics: false,
             no_unseal_reset: false,
+            upload: None,
         }
     }
 
@@ -174,6 +206,7 @@ impl Request {
             retry: wire.retry,
             open_metrics: false,
             no_unseal_reset: false,
+            upload: None,
         })
     }
 }

@@ -1,10 +1,13 @@
 //! The answer to a request, before it becomes HTTP.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, io, sync::Arc};
 
 use bincode::{Decode, Encode};
+use bytes::Bytes;
 use keystead_storage::RequestId;
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
+use tokio::sync::mpsc;
 
 use super::{codec, error::ApiError, json};
 use crate::secret::SecretString;
@@ -51,11 +54,47 @@ pub enum Answer {
         /// The text.
         body: String,
     },
+    /// Bytes that are made while they are sent.
+    Download(Download),
     /// Ask there instead.
     Redirect {
         /// Absolute URL.
         location: String,
     },
+}
+
+/// What is sent as it is made, a piece at a time. It is sent once, by this node, and never encoded.
+#[derive(Clone)]
+pub struct Download {
+    content_type: &'static str,
+    pieces: Arc<Mutex<Option<mpsc::Receiver<io::Result<Bytes>>>>>,
+}
+
+impl Download {
+    /// What comes out of a channel, to its end or to an error, after which the client knows that it does not have all.
+    #[must_use]
+    pub fn new(pieces: mpsc::Receiver<io::Result<Bytes>>, content_type: &'static str) -> Self {
+        Self { content_type, pieces: Arc::new(Mutex::new(Some(pieces))) }
+    }
+
+    /// Its content type.
+    #[must_use]
+    pub fn content_type(&self) -> &'static str {
+        self.content_type
+    }
+
+    /// The pieces, for the first who asks.
+    #[must_use]
+    pub fn take(&self) -> Option<mpsc::Receiver<io::Result<Bytes>>> {
+        self.pieces.lock().take()
+    }
+}
+
+#[cfg(test)]
+impl PartialEq for Download {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.pieces, &other.pieces)
+    }
 }
 
 /// What `sys/health` tells by its status code.
@@ -129,6 +168,7 @@ impl fmt::Debug for Answer {
             Self::Raw(_) => "Raw(..)",
             Self::Health { .. } => "Health { .. }",
             Self::Text { .. } => "Text { .. }",
+            Self::Download(_) => "Download(..)",
             Self::Redirect { .. } => "Redirect { .. }",
         })
     }
@@ -166,7 +206,11 @@ impl Answer {
             Self::NoContent => {
                 return Self::Logical(Logical { warnings: more, ..Logical::default() });
             }
-            Self::Raw(_) | Self::Health { .. } | Self::Text { .. } | Self::Redirect { .. } => {}
+            Self::Raw(_)
+            | Self::Health { .. }
+            | Self::Text { .. }
+            | Self::Download(_)
+            | Self::Redirect { .. } => {}
         }
         self
     }
@@ -281,7 +325,8 @@ fn to_wire(answer: &Answer) -> WireAnswer {
         warnings: logical.warnings.clone(),
     };
     match answer {
-        Answer::NoContent => WireAnswer::NoContent,
+        // What is sent as it is made is answered by the node that was asked, and has no bytes here.
+        Answer::NoContent | Answer::Download(_) => WireAnswer::NoContent,
         Answer::Logical(inner) => WireAnswer::Logical(logical(inner)),
         Answer::Missing(inner) => WireAnswer::Missing(logical(inner)),
         Answer::Secret(secret) => WireAnswer::Logical(WireLogical {

@@ -15,12 +15,11 @@ use super::{
     error::ApiError,
     mounts::MountTable,
     sweep::Swept,
-    txn::{Transaction, kind, seal_record, storage_error},
+    txn::{Transaction, kind, open_any, seal_record, storage_error},
 };
 use crate::{
     barrier::{Barrier, MountId, value_term},
     engines,
-    secret::SecretBytes,
 };
 
 const PATH: [&str; 2] = ["core", "sealed-under"];
@@ -173,23 +172,12 @@ fn reseal(
     if of >= term {
         return Ok(0);
     }
-    let (kind, value) = open(barrier, &key, &record.value)?;
+    let opened = open_any(barrier, key.as_bytes(), &record.value);
+    let (kind, value) =
+        opened.ok_or_else(|| ApiError::internal("sealing a record anew", &"it does not open"))?;
     let value = Bytes::from(barrier.seal_value(kind, key.as_bytes(), &value));
     let bytes = value.len();
     found.checks.push(Check::Record { key: key.clone(), version: Some(record.version) });
     found.writes.push(Write::Put { key, value });
     Ok(bytes)
-}
-
-/// A record's kind is part of what is sealed and does not stand beside it: the one that opens is the one.
-fn open(
-    barrier: &Barrier,
-    key: &RecordKey,
-    sealed: &[u8],
-) -> Result<(crate::barrier::RecordType, SecretBytes), ApiError> {
-    let opened = kind::ALL
-        .iter()
-        .rev()
-        .find_map(|kind| barrier.open_value(*kind, key.as_bytes(), sealed).ok().map(|value| (*kind, value)));
-    opened.ok_or_else(|| ApiError::internal("sealing a record anew", &"it does not open"))
 }

@@ -44,6 +44,8 @@ pub enum Handler {
     Unseal,
     /// `sys/verify-share`.
     VerifyShare,
+    /// `sys/storage/raft/snapshot`, read.
+    SnapshotSave,
     /// `sys/rotate/config`.
     RotationConfig,
     /// `sys/rekey/backup` and `sys/rekey/recovery-key-backup`.
@@ -221,6 +223,8 @@ pub const ROUTES: &[Route] = &[
         Place::Leader,
     ),
     logical("sys/storage/raft/bootstrap/answer", &[Update], Handler::RaftAnswer, Access::None, Place::Leader),
+    // Every node has all of it.
+    logical("sys/storage/raft/snapshot", &[Read], Handler::SnapshotSave, Access::Root, Place::Linearizable),
     // What the leader's tokens say counts: it is the leader that wraps.
     logical("sys/seal-backend-sync", &[Read, Update], Handler::SealSync, Access::Root, Place::Leader),
     logical("sys/storage/raft/remove-peer", &[Update], Handler::RemovePeer, Access::Root, Place::Leader),

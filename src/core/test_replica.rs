@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    path::PathBuf,
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -31,6 +32,7 @@ use super::{
     },
     path::RequestPath,
     request::{Operation, Request},
+    response::Download,
     response::{Answer, Logical, Response, text_to_map},
 };
 use crate::{
@@ -425,6 +427,14 @@ impl NodeOps for FakeNode {
         _trusted: bool,
     ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>> {
         Box::pin(async { Err(ApiError::invalid("there are no shares here")) })
+    }
+
+    fn save_snapshot(&self) -> BoxFuture<'_, Result<Download, ApiError>> {
+        Box::pin(async { Err(ApiError::Sealed) })
+    }
+
+    fn spool(&self) -> Result<(PathBuf, u64), ApiError> {
+        Ok((std::env::temp_dir(), 1 << 20))
     }
 
     fn keep_counts(&self) -> BoxFuture<'_, Result<(), ApiError>> {

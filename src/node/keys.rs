@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use crate::{
+    backup::BackupSeal,
     barrier::{
-        Barrier, Directory, Join, Keyring, KeyringError, LogTag, LogTagError, Mac, Peer, VaultId, derive,
-        derive_lasting,
+        Backup, Barrier, Directory, Join, Keyring, KeyringError, LogTag, LogTagError, Mac, Peer, VaultId,
+        derive, derive_lasting,
     },
     core::{
         node_ops::Unsealed,
@@ -131,6 +132,12 @@ impl OpenKeys {
     /// HMAC under `K_directory`.
     pub fn directory_mac(&self, bytes: &[u8]) -> [u8; 32] {
         mac(self.directory.expose(), "keystead/v1/directory", &[bytes])
+    }
+
+    /// What an open node says of a backup that it made.
+    pub fn backup_seal(&self, sums: &[u8]) -> BackupSeal {
+        let key = derive::<Backup>(&self.root, self.vault_id, self.root_generation);
+        BackupSeal::new(&key, self.vault_id, self.root_generation, sums)
     }
 
     /// The MAC of one message of the joining protocol, to be finished or verified by the caller.

@@ -19,6 +19,7 @@ mod own_pki;
 mod records;
 mod rekey;
 mod rotation;
+mod save;
 mod shares;
 mod strangers;
 mod unattended;
@@ -45,6 +46,7 @@ use tokio::sync::watch;
 pub use join::JoinTarget;
 pub use keys::{ClusterName, OpenKeys};
 pub use own_pki::CertificateEnds;
+pub use records::key_records;
 pub use shares::{uuid, uuid_text};
 pub use unattended::Seals;
 
@@ -122,6 +124,7 @@ pub struct Node {
     provisional: RwLock<Option<Arc<OpenKeys>>>,
     progress: Mutex<shares::Progress>,
     resets: Mutex<shares::Resets>,
+    saving: save::Saving,
     joining: Mutex<join::Joining>,
     /// Whom to ask to be let in: the configured ones, or those named by hand.
     targets: RwLock<Vec<Arc<JoinTarget>>>,
@@ -183,6 +186,7 @@ impl Node {
             provisional: RwLock::default(),
             progress: Mutex::default(),
             resets: Mutex::default(),
+            saving: save::Saving::default(),
             joining: Mutex::new(joining),
             challenges: join::Challenges::default(),
             claims: claims::Claims::default(),

@@ -1,6 +1,6 @@
 //! The node as the request path sees it.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use keystead_raft::{BoxFuture, Replica, Replicated};
 use serde_json::{Map, Value};
@@ -13,6 +13,7 @@ use crate::core::{
         InitResponse, JoinRequest, KeyStatus, LeaderStatus, NodeOps, RaftServer, RekeyRequest, RekeyTarget,
         SealBackend, SealStatus, SealWrap, ShareFacts, UnsealRequest, Unsealed,
     },
+    response::Download,
 };
 use crate::{
     seal::{SealConfig, SealKind},
@@ -293,6 +294,17 @@ impl NodeOps for Node {
         trusted: bool,
     ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>> {
         Box::pin(self.make_root_token(request, trusted))
+    }
+
+    fn save_snapshot(&self) -> BoxFuture<'_, Result<Download, ApiError>> {
+        Box::pin(Node::save_snapshot(self))
+    }
+
+    fn spool(&self) -> Result<(PathBuf, u64), ApiError> {
+        let dir = &self.settings.dir;
+        let space = dir.disk().space().look().map_err(|e| ApiError::internal("looking at the disk", &e))?;
+        let room = space.free_bytes.saturating_sub(space.watermarks().low_bytes);
+        Ok((dir.snapshots(), room))
     }
 
     fn keep_counts(&self) -> BoxFuture<'_, Result<(), ApiError>> {

@@ -28,6 +28,12 @@ pub fn keyring_key() -> RecordKey {
     clear(KEYRING)
 }
 
+/// Where seal configuration and keyring are.
+#[must_use]
+pub fn key_records() -> [RecordKey; 2] {
+    [seal_config_key(), keyring_key()]
+}
+
 /// Where the cluster's name is.
 pub fn cluster_key() -> RecordKey {
     clear(CLUSTER)

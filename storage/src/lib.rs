@@ -55,7 +55,9 @@ pub use log::{Done, LogBounds, LogRecord, RaftLog, SyncStats};
 pub use opening::open;
 pub use pieces::Pieces;
 pub use segment_log::SegmentLog;
-pub use snapshot::{CHUNK_BYTES, Installer, Manifest, SnapshotCut, SnapshotFile, SnapshotMeta};
+pub use snapshot::{
+    CHUNK_BYTES, Installer, Manifest, SnapshotCut, SnapshotFile, SnapshotItem, SnapshotMeta, SnapshotReader,
+};
 pub use space::{SpaceLevel, SpaceView, Watermarks};
 pub use state::{Applied, ApplyEntry, ApplyOp, Child, Observer, Outcome, Record, SealedState};
 pub use tree_state::TreeState;

@@ -17,14 +17,14 @@ use crate::error::StorageError;
 /// Bytes of every chunk but the last.
 pub const CHUNK_BYTES: usize = 64 * 1024;
 
-const MAGIC: &[u8; 5] = b"KSNAP";
-const FORMAT: u8 = 1;
+pub(super) const MAGIC: &[u8; 5] = b"KSNAP";
+pub(super) const FORMAT: u8 = 1;
 const HEADER_BYTES: usize = MAGIC.len() + 1 + 4;
-const END: &[u8; 5] = b"KSEND";
-const HASH_BYTES: usize = 32;
+pub(super) const END: &[u8; 5] = b"KSEND";
+pub(super) const HASH_BYTES: usize = 32;
 const FRAME_BYTES: usize = 4 + HASH_BYTES;
 const TRAILER_BYTES: usize = END.len() + HASH_BYTES;
-const MANIFEST_LIMIT: usize = 4 * 1024 * 1024;
+pub(super) const MANIFEST_LIMIT: usize = 4 * 1024 * 1024;
 
 /// A whole snapshot on the local disk.
 #[derive(Debug)]

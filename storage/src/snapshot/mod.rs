@@ -5,6 +5,7 @@ mod file;
 #[cfg(test)]
 pub(crate) mod fuzz;
 mod install;
+mod read;
 mod records;
 mod stream;
 
@@ -21,6 +22,7 @@ pub(crate) use stream::{Item, Items, write_row};
 pub use cut::SnapshotCut;
 pub use file::{CHUNK_BYTES, SnapshotFile};
 pub use install::Installer;
+pub use read::{SnapshotItem, SnapshotReader};
 
 /// What a snapshot is of.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

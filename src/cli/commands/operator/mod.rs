@@ -12,6 +12,7 @@ mod raft;
 mod rebuild;
 mod rekey;
 mod seal;
+mod snapshot;
 mod step_down;
 mod unseal;
 mod verify_share;
@@ -260,6 +261,45 @@ pub const COMMANDS: &[Command] = &[
         about: "Joins the node at the address to the cluster of which another node is a member.",
         flags: raft::JOIN_FLAGS,
         run: Some(raft::join),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator raft snapshot",
+        synopsis: "Saves and checks snapshots of the cluster",
+        about: "Saves and checks snapshots of the cluster: everything that it holds, sealed, in one file.",
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator raft snapshot save",
+        synopsis: "Saves a snapshot to a file",
+        arguments: "[options] FILE",
+        about: "Saves everything that the cluster holds to a file, sealed as it is. Any node that is unsealed can be asked, and\n\
+                goes on serving. The file has its name once it is whole.",
+        run: Some(snapshot::save),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator raft snapshot inspect",
+        synopsis: "Shows what a snapshot is of",
+        arguments: "[options] FILE",
+        about: "Reads a snapshot to its end and shows what it is of. It works offline and needs no keys.",
+        calls_api: false,
+        prints_formats: true,
+        run: Some(snapshot::inspect),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator raft snapshot verify",
+        synopsis: "Checks a snapshot",
+        arguments: "[options] FILE [SHARE...]",
+        about: "Reads a snapshot to its end and checks that nothing is missing or damaged. With -deep it is opened with unseal\n\
+                shares of its time: root key, seals, every path and every value; so it is proven that the cluster has made it,\n\
+                and that these shares restore it. It works offline, and nothing that was opened is kept or shown.\n\n    \
+                $ {program} operator raft snapshot verify -deep backup.snap",
+        flags: snapshot::VERIFY_FLAGS,
+        calls_api: false,
+        prints_formats: true,
+        run: Some(snapshot::verify),
         ..Command::DEFAULT
     },
     Command {

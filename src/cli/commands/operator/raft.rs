@@ -21,7 +21,7 @@ pub const JOIN_FLAGS: &[Flag] = &[
 ];
 
 /// The raft commands word their count of arguments in their own way.
-fn expect(invocation: &mut Invocation<'_, '_>, allowed: &[usize], expected: &str) -> Result<(), i32> {
+pub fn expect(invocation: &mut Invocation<'_, '_>, allowed: &[usize], expected: &str) -> Result<(), i32> {
     let got = invocation.args.len();
     if allowed.contains(&got) {
         return Ok(());
