@@ -285,9 +285,11 @@ impl Client {
         if !redirected || !self.config.follow_redirects {
             return Ok(head);
         }
-        let failed = |why: String| transport(method, &head.url, Failure::Redirect(why));
-        let Some(location) = head.parts.headers.get(header::LOCATION) else {
-            return Err(failed(format!("{} response missing Location header", head.parts.status.as_u16())));
+        // What is left of it is read, so that its connection can be used again.
+        let first = self.complete(method, head).await?;
+        let failed = |why: String| transport(method, &first.url, Failure::Redirect(why));
+        let Some(location) = first.headers.get(header::LOCATION) else {
+            return Err(failed(format!("{} response missing Location header", first.status.as_u16())));
         };
         let location = location.to_str().map_err(|_| failed("unreadable Location header".to_owned()))?;
         let (address, target) = redirect_target(address, location).map_err(failed)?;
