@@ -130,6 +130,13 @@ impl Client {
         self.fresh()
     }
 
+    /// The same client for another address.
+    #[must_use]
+    pub fn moved_to(mut self, address: SocketAddr) -> Self {
+        self.address = address;
+        self.fresh()
+    }
+
     /// The same client with connections of its own.
     #[must_use]
     pub fn fresh(mut self) -> Self {

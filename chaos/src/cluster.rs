@@ -105,6 +105,7 @@ impl Builder {
                 storage_lines: Vec::new(),
                 listener_lines: Vec::new(),
                 lines: Vec::new(),
+                environment: Vec::new(),
             });
         }
         let apis: Vec<_> = configs.iter().map(|config| config.api).collect();
@@ -255,6 +256,7 @@ impl Cluster {
             storage_lines: Vec::new(),
             listener_lines: Vec::new(),
             lines: Vec::new(),
+            environment: Vec::new(),
         })
     }
 

@@ -33,6 +33,8 @@ pub struct NodeConfig {
     pub listener_lines: Vec<String>,
     /// Further lines at the top level.
     pub lines: Vec<String>,
+    /// Variables of the process.
+    pub environment: Vec<(String, String)>,
 }
 
 impl NodeConfig {

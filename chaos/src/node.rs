@@ -68,7 +68,13 @@ impl Node {
 
     /// Changes the configuration that the next start reads.
     pub fn configure(&self, change: impl FnOnce(&mut NodeConfig)) {
-        change(&mut lock(&self.config));
+        let mut config = lock(&self.config);
+        let api = config.api;
+        change(&mut config);
+        if config.api != api {
+            let mut client = lock(&self.client);
+            *client = client.clone().moved_to(config.api);
+        }
     }
 
     /// Where its API is served.
@@ -160,6 +166,7 @@ impl Node {
             }
         }
         command.env("HOME", &self.directory);
+        command.envs(self.config().environment);
         if let Some(faults) = &*lock(&self.faults) {
             command.envs(faults.env());
         }

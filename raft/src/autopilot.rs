@@ -349,7 +349,8 @@ impl Shared {
             health.is_some_and(|health| health.healthy && health.since.elapsed() >= PREFERENCE_SETTLES)
         };
         let fits = |standing: crate::standing::Standing| standing.preferred && standing.burden() == 0;
-        let heir = heir(&self.raft, &self.peers, self.myself.incarnation, self.lease, fits);
+        let (directory, own) = (self.directory.current(), self.myself.incarnation);
+        let heir = heir(&self.raft, &self.peers, &directory, own, self.lease, fits);
         let Some(heir) = heir.filter(|heir| settled(*heir)) else { return };
         tracing::info!("leadership goes to the preferred leader");
         if let Err(error) = self.transfers.to(&self.raft, heir).await {

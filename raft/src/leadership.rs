@@ -20,7 +20,7 @@ use tokio::sync::watch;
 
 use crate::{
     clock::{ClusterClock, wall_ms},
-    directory::DirectoryCache,
+    directory::{Directory, DirectoryCache},
     machine::{Latch, storage_failure},
     peers::Peers,
     replicated::{LeaderInfo, Leadership, Shortage},
@@ -329,7 +329,9 @@ impl Watcher {
             return;
         }
         let better = |standing: Standing| standing.burden() < own.burden();
-        let Some(target) = heir(&self.raft, &self.peers, self.incarnation, self.lease, better) else {
+        let Some(target) =
+            heir(&self.raft, &self.peers, &self.directory.current(), self.incarnation, self.lease, better)
+        else {
             return;
         };
         *last = Some(Instant::now());
@@ -348,11 +350,12 @@ impl Watcher {
     }
 }
 
-/// The unsealed voter with the least burden, the preferred one among equals, that was heard of within `window`, has the log but for its last entries,
-/// and fits.
+/// The unsealed voter with the least burden, the preferred one among equals, that was heard of within `window`, has the
+/// log but for its last entries, keeps its vote, and fits.
 pub fn heir(
     raft: &Raft,
     peers: &Peers,
+    directory: &Directory,
     own: u64,
     window: Duration,
     fits: impl Fn(Standing) -> bool,
@@ -362,7 +365,9 @@ pub fn heir(
         let metrics = metrics.borrow_watched();
         (metrics.last_log, metrics.replication.clone()?)
     };
-    let voters: Vec<u64> = raft.voter_ids().collect();
+    // Raft's membership follows the directory: whoever that has taken the vote from must not lead any more.
+    let keeps = |id: &u64| !directory.is_tombstoned(*id) && directory.member(*id).is_none_or(|m| m.voter);
+    let voters: Vec<u64> = raft.voter_ids().filter(keeps).collect();
     let reachable = voters.into_iter().filter(|id| *id != own).filter_map(|id| {
         let status = peers.status(id).filter(|status| status.heard.elapsed() <= window)?;
         (!status.standing.sealed && fits(status.standing)).then_some((id, status.standing))

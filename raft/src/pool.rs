@@ -100,8 +100,10 @@ pub struct Pool {
     vault: Arc<dyn VaultSide>,
     own: Arc<OwnStanding>,
     slots: Mutex<HashMap<(u64, Channel), Slot>>,
-    /// The last refusal that was logged, so that each is logged once.
+    /// The last refusal since a member was reached, logged once.
     refused: Mutex<Option<Refusal>>,
+    /// Where members may be, by somebody's word.
+    hints: Mutex<HashMap<u64, String>>,
 }
 
 impl Pool {
@@ -114,7 +116,8 @@ impl Pool {
         vault: Arc<dyn VaultSide>,
         own: Arc<OwnStanding>,
     ) -> Self {
-        Self { myself, tls, directory, peers, vault, own, slots: Mutex::default(), refused: Mutex::default() }
+        let (slots, refused, hints) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { myself, tls, directory, peers, vault, own, slots, refused, hints }
     }
 
     /// The connection to a peer for a channel, dialled if there is none.
@@ -142,6 +145,7 @@ impl Pool {
                 return Err(error);
             }
         };
+        *self.refused.lock() = None;
         *slot = Some(conn.clone());
         Ok(conn)
     }
@@ -174,12 +178,29 @@ impl Pool {
         }
     }
 
-    /// Where a peer may be: where it said itself, then where the directory says.
+    /// Why members will not talk to this node, if one of them said so since another was reached.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.refused.lock().clone()
+    }
+
+    /// Somebody says where a member is. Only its certificate proves it.
+    pub fn hint(&self, peer: u64, address: String) {
+        if address.len() <= 512 && self.directory.current().member(peer).is_some() {
+            self.hints.lock().insert(peer, address);
+        }
+    }
+
+    /// Where a peer may be: where it said itself, then where the directory says, then where others say.
     fn addresses(&self, peer: u64) -> Vec<String> {
         let heard = self.peers.status(peer).map(|status| status.cluster_addr);
         let listed = self.directory.current().member(peer).map(|member| member.cluster_addr.clone());
-        let mut addresses: Vec<String> = heard.into_iter().chain(listed).collect();
-        addresses.dedup();
+        let hinted = self.hints.lock().get(&peer).cloned();
+        let mut addresses: Vec<String> = Vec::with_capacity(3);
+        for address in heard.into_iter().chain(listed).chain(hinted) {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
         addresses
     }
 

@@ -27,6 +27,8 @@ use crate::{
     vault_side::VaultSide,
 };
 
+/// A member that was not heard of for this long may be elsewhere.
+const MISSED: Duration = Duration::from_secs(3);
 /// How long channels go on that were opened by a proof of the former root key.
 const FORMER_CHANNELS: Duration = Duration::from_secs(10);
 /// How long a stopping node waits for its tasks.
@@ -105,6 +107,14 @@ pub enum JoinError {
         reachable: usize,
         /// Voters there are.
         voters: usize,
+    },
+    /// The vote of the member that is to go was not taken in time.
+    #[error("{node_id:?} loses its vote, which takes longer than {waited_s} s; remove it again then")]
+    Pending {
+        /// Who is to go.
+        node_id: String,
+        /// How long that was waited for.
+        waited_s: u64,
     },
     /// The incarnation was removed before.
     #[error(
@@ -304,6 +314,25 @@ impl Replica {
         &self.shared.own
     }
 
+    /// Why the members will not talk to this node, if that is so: it was removed, is too old, or is a copy.
+    pub fn refusal(&self) -> Option<String> {
+        let led = self.shared.leadership.borrow().leader.is_some();
+        self.shared.pool.refusal().filter(|_| !led).map(|refusal| refusal.to_string())
+    }
+
+    /// Whether a member has not been heard of for a while.
+    pub fn misses_members(&self) -> bool {
+        let directory = self.shared.directory.current();
+        let own = self.shared.myself.incarnation;
+        let heard = |id: u64| self.shared.peers.heard_within(id, MISSED);
+        directory.members.iter().any(|member| member.incarnation != own && !heard(member.incarnation))
+    }
+
+    /// Somebody says where the cluster port of a member is; its certificate has to prove it.
+    pub fn hint_address(&self, incarnation: u64, cluster_addr: String) {
+        self.shared.pool.hint(incarnation, cluster_addr);
+    }
+
     /// What was heard of a member.
     pub fn peer_status(&self, incarnation: u64) -> Option<crate::peers::PeerStatus> {
         self.shared.peers.status(incarnation)
@@ -387,7 +416,9 @@ impl Replica {
         let until = tokio::time::Instant::now() + deadline;
         while shared.raft.is_leader() && tokio::time::Instant::now() < until {
             let own = shared.myself.incarnation;
-            if let Some(heir) = heir(&shared.raft, &shared.peers, own, shared.lease, |_| true) {
+            let directory = shared.directory.current();
+            let heir = heir(&shared.raft, &shared.peers, &directory, own, shared.lease, |_| true);
+            if let Some(heir) = heir {
                 let (raft, transfers) = (shared.raft.clone(), shared.transfers.clone());
                 self.on_runtime(async move { transfers.to(&raft, heir).await }).await;
             } else if !shared.may_find_heir() {

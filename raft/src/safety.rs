@@ -1,6 +1,6 @@
 //! What a cluster can do without: whether a node may be stopped, removed or demoted, and stepping down.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::async_runtime::watch::WatchReceiver as _;
 
@@ -13,6 +13,9 @@ use crate::{
 
 /// A voter heard of within this time is reachable.
 const REACHABLE: Duration = Duration::from_secs(3);
+/// How long a voter that is to go may take to lose its vote.
+const LOSES_VOTE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(20);
 /// How long a leader that is to step down waits for somebody who can take over.
 const STEP_DOWN: Duration = Duration::from_secs(10);
 
@@ -186,8 +189,32 @@ impl Shared {
         Err(JoinError::Unsafe { node_id: node_id.into(), reachable, voters: voters.len() })
     }
 
-    /// Takes a member out of the directory; Raft's membership follows. `false` if there is none.
+    /// Takes a member out. `false` if there is none.
+    ///
+    /// A voter loses its vote first: nobody talks to a member that is out, and the change of voters may need its word.
     pub async fn remove_incarnation(&self, incarnation: u64) -> Result<bool, JoinError> {
+        let votes = || self.raft.voter_ids().any(|id| id == incarnation);
+        let voter = |directory: &Directory| directory.member(incarnation).is_some_and(|member| member.voter);
+        if votes() || voter(&self.directory.current()) {
+            self.change_directory(|directory| {
+                let Some(member) = directory.members.iter().position(|m| m.incarnation == incarnation) else {
+                    return Ok(false);
+                };
+                self.check_removable(directory, &directory.members[member].node_id, incarnation)?;
+                Ok(std::mem::replace(&mut directory.members[member].voter, false))
+            })
+            .await?;
+            let until = Instant::now() + LOSES_VOTE;
+            while votes() {
+                if Instant::now() >= until {
+                    let directory = self.directory.current();
+                    let node_id = directory.member(incarnation).map(|member| member.node_id.clone());
+                    let waited_s = LOSES_VOTE.as_secs();
+                    return Err(JoinError::Pending { node_id: node_id.unwrap_or_default(), waited_s });
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        }
         let mut found = false;
         self.change_directory(|directory| {
             let Some(member) = directory.member(incarnation).cloned() else { return Ok(false) };
@@ -210,6 +237,8 @@ impl Replica {
         if !shared.raft.is_leader() {
             return Err(StepDownError::NotLeader);
         }
+        // No change of members is on its way meanwhile, which could take the heir's vote.
+        let _unchanged = shared.directory_changes.lock().await;
         shared.own.step_down();
         if self.transfer_away(STEP_DOWN).await {
             return Ok(());

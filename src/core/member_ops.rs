@@ -1,6 +1,7 @@
 //! What the request path needs of the node for its members: who votes, who leads, who may be stopped.
 
 use keystead_raft::{AutopilotConfig, AutopilotState, BoxFuture, JoinError, Safety};
+use serde_json::{Map, Value};
 
 use super::error::ApiError;
 
@@ -12,6 +13,8 @@ pub type AutopilotChange = Box<dyn Fn(&mut AutopilotConfig) -> Result<(), JoinEr
 pub trait MemberOps: Send + Sync + 'static {
     /// The operator's name of this node's place.
     fn node_id(&self) -> String;
+    /// `sys/storage/raft/bootstrap/address`: where this node's cluster port is.
+    fn own_address(&self) -> Map<String, Value>;
     /// Hands leadership to another node.
     ///
     /// # Errors

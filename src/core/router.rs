@@ -68,6 +68,8 @@ pub enum Handler {
     RaftAnswer,
     /// `sys/storage/raft/remove-peer`.
     RemovePeer,
+    /// `sys/storage/raft/bootstrap/address`.
+    RaftAddress,
     /// `sys/storage/raft/promote`.
     Promote,
     /// `sys/storage/raft/demote`.
@@ -206,6 +208,7 @@ pub const ROUTES: &[Route] = &[
     raw("sys/readyz", &[Read], Handler::Ready),
     raw("sys/internal/ui/feature-flags", &[Read], Handler::FeatureFlags),
     raw("sys/storage/raft/join", &[Update], Handler::RaftJoin),
+    raw("sys/storage/raft/bootstrap/address", &[Read], Handler::RaftAddress),
     raw("sys/storage/raft/bootstrap/claim", &[Update], Handler::RaftClaim),
     Route {
         pattern: "sys/seal",
@@ -458,6 +461,7 @@ mod tests {
                 "sys/replication/status",
                 "sys/seal-backend-status",
                 "sys/seal-status",
+                "sys/storage/raft/bootstrap/address",
                 "sys/storage/raft/bootstrap/answer",
                 "sys/storage/raft/bootstrap/challenge",
                 "sys/storage/raft/bootstrap/claim",

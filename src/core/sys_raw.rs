@@ -50,6 +50,7 @@ impl Core {
             Handler::FeatureFlags => Ok(sys_info::feature_flags()),
             Handler::Leader => self.leader(),
             Handler::RaftJoin => self.raft_join(request).await,
+            Handler::RaftAddress => Ok(raw(&self.node().own_address())),
             Handler::RaftClaim => Ok(raw(&self.node().raft_claim(&request.data)?)),
             _ => Err(ApiError::MethodNotAllowed),
         }

@@ -451,6 +451,10 @@ impl MemberOps for FakeNode {
         "n1".to_owned()
     }
 
+    fn own_address(&self) -> Map<String, Value> {
+        Map::new()
+    }
+
     fn step_down(&self) -> BoxFuture<'_, Result<(), ApiError>> {
         Box::pin(async { Ok(()) })
     }

@@ -695,7 +695,7 @@ pub fn join_error(error: JoinError) -> ApiError {
         | JoinError::Invalid(_)
         | JoinError::Unsafe { .. } => ApiError::invalid(error.to_string()),
         JoinError::NotNonVoter | JoinError::NotVoter => ApiError::Refused(error.to_string()),
-        JoinError::Propose(_) => ApiError::Busy(error.to_string()),
+        JoinError::Propose(_) | JoinError::Pending { .. } => ApiError::Busy(error.to_string()),
         JoinError::Directory(_) => ApiError::internal("the directory", &error),
     }
 }

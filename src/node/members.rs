@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use keystead_raft::{AutopilotConfig, AutopilotState, BoxFuture, Replica, Safety, StepDownError};
+use serde_json::{Map, Value};
 
 use super::{Node, join::join_error};
 use crate::core::{
@@ -32,6 +33,10 @@ impl Node {
 impl MemberOps for Node {
     fn node_id(&self) -> String {
         self.settings.node_id.clone()
+    }
+
+    fn own_address(&self) -> Map<String, Value> {
+        Node::own_address(self)
     }
 
     fn step_down(&self) -> BoxFuture<'_, Result<(), ApiError>> {

@@ -3,6 +3,7 @@
 //! [`Node`] owns the keys. Requests see them through [`NodeOps`], replication through [`VaultSide`]; neither can
 //! keep them past `sys/seal`.
 
+mod addresses;
 mod attempt;
 mod break_glass;
 mod canary;
@@ -221,6 +222,7 @@ impl Node {
             }
             None => node.clone().spawn_challenge_loop(),
         }
+        node.clone().look_for_members();
         node.clone().spawn_unattended();
         if !node.settings.seals.all().is_empty() {
             tokio::spawn(canary::watch_seals(node.me.clone(), node.stopping.subscribe()));

@@ -118,7 +118,8 @@ impl NodeOps for Node {
             leader_known: leadership.is_some_and(|l| l.leader.is_some()),
             failure: self.latch_reason(),
             warnings: [
-                replica.map(|replica| disk_warnings(&replica)).unwrap_or_default(),
+                replica.as_ref().map(|replica| disk_warnings(replica)).unwrap_or_default(),
+                replica.and_then(|replica| replica.refusal()).into_iter().collect(),
                 self.missed_root.lock().iter().cloned().collect(),
                 self.settings.seals.warnings(config.as_ref()),
             ]
