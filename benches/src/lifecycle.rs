@@ -40,6 +40,9 @@ pub async fn all(args: &Args, report: &mut Report) -> Result<()> {
     if args.wants("time/failover") {
         Box::pin(failover(args, report)).await?;
     }
+    if args.wants("time/transfer") {
+        Box::pin(transfer(args, report)).await?;
+    }
     if args.wants_long("time/restart") {
         Box::pin(restart(args, report)).await?;
     }
@@ -129,6 +132,67 @@ async fn failover(args: &Args, report: &mut Report) -> Result<()> {
     let kept = history.count(Ended::Acknowledged);
     report.note(&format!("{kept} writes were acknowledged meanwhile, all found on every node"))?;
     spans("time/failover", "kill -9 of the leader to the next write", times, 1.0, Some(2.0), report)
+}
+
+/// Has leaders step down under load; no request may fail. The silence is the longest that a client which writes without
+/// a pause, through a standby, waits for one answer.
+async fn transfer(args: &Args, report: &mut Report) -> Result<()> {
+    let cluster = Box::pin(Builder::new(&args.binary, 3).ready()).await?;
+    let clients: Vec<_> = cluster.nodes().iter().map(|node| node.client()).collect();
+    let load = Load::start(&clients, 8, Duration::ZERO);
+    let mut times = Vec::new();
+    for number in 0..if args.quick { 5 } else { 20 } {
+        let leader = cluster.leader().await?;
+        let standby = cluster.others(leader)[number % 2];
+        let probe = Load::start(&[cluster.at(standby).client()], 1, Duration::ZERO);
+        let silences = longest_silence(&probe, async {
+            cluster.at(leader).call("PUT", "sys/step-down", None).await?.ok()
+        });
+        times.push(silences.await?);
+        let seen = probe.stop().await;
+        if seen.count(Ended::Refused) + seen.count(Ended::Unknown) > 0 {
+            return Err(format!("a request failed during a transfer: {:?}", seen.refusals).into());
+        }
+    }
+    let history = load.stop().await;
+    let failed = history.count(Ended::Refused) + history.count(Ended::Unknown);
+    let kept = history.count(Ended::Acknowledged);
+    report.note(&format!("{kept} writes were acknowledged meanwhile, {failed} failed"))?;
+    if failed > 0 {
+        return Err(format!("{failed} requests failed: {:?}", history.refusals).into());
+    }
+    spans("time/transfer", "longest silence of a planned transfer", times, 0.1, Some(0.3), report)
+}
+
+/// The longest time in which nothing was acknowledged, from a moment before `work` to a while after it.
+async fn longest_silence<T>(
+    load: &Load,
+    work: impl Future<Output = keystead_chaos::Result<T>>,
+) -> Result<Duration> {
+    const BEFORE: Duration = Duration::from_millis(200);
+    const AFTER: Duration = Duration::from_millis(500);
+    let work = async {
+        tokio::time::sleep(BEFORE).await;
+        let done = work.await;
+        tokio::time::sleep(AFTER).await;
+        done
+    };
+    tokio::pin!(work);
+    let (mut seen, mut since, mut longest) = (load.acknowledged(), Instant::now(), Duration::ZERO);
+    loop {
+        tokio::select! {
+            done = &mut work => {
+                done?;
+                return Ok(longest.max(since.elapsed()));
+            }
+            () = tokio::time::sleep(Duration::from_millis(1)) => {}
+        }
+        longest = longest.max(since.elapsed());
+        let now = load.acknowledged();
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        }
+    }
 }
 
 /// Kills all nodes at once, starts and unseals them, until a write succeeds.

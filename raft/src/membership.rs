@@ -174,8 +174,10 @@ impl Reconciler {
             }
             Step::SetVoters(voters) => {
                 let all = ChangeMembers::ReplaceAllVoters(voters.clone());
-                // Who is demoted goes on learning; who is gone is taken out by the next step.
-                self.raft.change_membership(all, true).await.map(drop)
+                // Who is demoted goes on learning; who is gone goes at once, or with the next step.
+                let mut lost = self.raft.voter_ids().filter(|id| !voters.contains(id));
+                let learns = lost.any(|id| directory.member(id).is_some());
+                self.raft.change_membership(all, learns).await.map(drop)
             }
             Step::RemoveNodes(ids) => {
                 self.raft.change_membership(ChangeMembers::RemoveNodes(ids.clone()), false).await.map(drop)

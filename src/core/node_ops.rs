@@ -499,6 +499,8 @@ pub struct HaNode {
     pub cluster_address: String,
     /// It leads.
     pub active: bool,
+    /// Its release; empty of a member that has not been heard of.
+    pub version: String,
     /// When it was last heard of, in milliseconds since the Unix epoch; `None` for the leader, and for a member
     /// that has not been heard of.
     pub last_echo_ms: Option<u64>,

@@ -64,8 +64,8 @@ impl Core {
                     "cluster_address": node.cluster_address,
                     "hostname": node.name,
                     "last_echo": node.last_echo_ms.map(rfc3339),
-                    "upgrade_version": VERSION,
-                    "version": VERSION,
+                    "upgrade_version": node.version,
+                    "version": node.version,
                 })
             })
             .collect();

@@ -325,6 +325,7 @@ impl NodeOps for FakeNode {
             api_address: format!("https://{name}:8200"),
             cluster_address: format!("https://{name}:8201"),
             active: last_echo_ms.is_none(),
+            version: super::VERSION.to_owned(),
             last_echo_ms,
         };
         Ok(vec![node("n2", Some(1_000)), node("n1", None)])

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::{Node, rotation::Change};
 use crate::core::{
+    VERSION,
     error::ApiError,
     node_ops::{
         BreakGlassRequest, CeremonyMember, GenerateRootRequest, HaNode, HealthFacts, InitRequest,
@@ -189,7 +190,9 @@ impl NodeOps for Node {
             let listed = directory.member(member.incarnation).map(|listed| listed.api_addr.clone());
             let silent_ms = peer.as_ref().map(|peer| peer.heard.elapsed().as_millis());
             let heard_ms = silent_ms.map(|ms| now_ms.saturating_sub(u64::try_from(ms).unwrap_or(u64::MAX)));
+            let heard = peer.as_ref().map(|peer| peer.version.clone()).unwrap_or_default();
             HaNode {
+                version: if own { VERSION.to_owned() } else { heard },
                 name: member.node_id,
                 // What a member says itself is newer than what it said when it joined.
                 api_address: peer.map(|peer| peer.api_addr).or(listed).unwrap_or_default(),
