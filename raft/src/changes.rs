@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use crate::{
     clock::ClusterClock,
     directory::{Directory, DirectoryCache},
-    machine::Latch,
+    machine::{Latch, Place},
     vault_side::VaultSide,
 };
 
@@ -27,12 +27,16 @@ pub struct Changes {
     pub clock: Arc<ClusterClock>,
     /// Told of every member that is removed.
     pub tombstoned: watch::Sender<u64>,
+    /// Cluster and epoch.
+    pub place: Place,
+    /// This node's Raft id.
+    pub incarnation: u64,
 }
 
 impl Changes {
     fn reload_directory(&self) {
         let Some(state) = self.state.upgrade() else { return };
-        if let Some(directory) = read_directory(&*state, &*self.vault) {
+        if let Some(directory) = read_directory(&*state, &*self.vault, self.place, self.incarnation) {
             let before = self.directory.current();
             let gone = directory.tombstones.iter().copied().find(|gone| before.member(*gone).is_some());
             self.directory.set(directory);
@@ -73,8 +77,14 @@ impl Observer for Changes {
     }
 }
 
-/// The directory of the local state. A damaged or edited one latches the vault and is not handed out.
-pub fn read_directory(state: &dyn SealedState, vault: &dyn VaultSide) -> Option<Directory> {
+/// The directory of the local state, as it counts at `place` for the node `incarnation`. A damaged or edited one
+/// latches the vault and is not handed out.
+pub fn read_directory(
+    state: &dyn SealedState,
+    vault: &dyn VaultSide,
+    place: Place,
+    incarnation: u64,
+) -> Option<Directory> {
     let record = match state.get(&Directory::key()) {
         Ok(record) => record?,
         Err(error) => {
@@ -88,7 +98,7 @@ pub fn read_directory(state: &dyn SealedState, vault: &dyn VaultSide) -> Option<
                 vault.latched(&format!("the directory's MAC is wrong: it was edited on disk; {REBUILD}"));
                 return None;
             }
-            Some(directory)
+            Some(directory.of_cluster(place.cluster_id, place.epoch, incarnation))
         }
         Err(error) => {
             vault.latched(&format!("the directory is damaged: {error}; {REBUILD}"));

@@ -18,7 +18,7 @@ use crate::{
 
 /// The record that holds the directory.
 pub const DIRECTORY_RECORD: &str = "directory";
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 /// Removed incarnations that are remembered; older ones fall out, for their certificates name an id that is
 /// random and never reused.
 const TOMBSTONES: usize = 4096;
@@ -59,12 +59,33 @@ pub struct Directory {
     pub autopilot: AutopilotConfig,
     /// What every member can do: nothing newer is proposed. It is never lowered.
     pub feature_level: u32,
+    /// The sets of nodes that this one came from by recoveries from lost quorum, the oldest first.
+    pub ancestors: Vec<[u8; 16]>,
 }
 
 impl Directory {
     /// The record's key.
     pub fn key() -> RecordKey {
         RecordKey::clear(DIRECTORY_RECORD).expect("the name is a valid record name")
+    }
+
+    /// The directory as it counts in a cluster: one from before a recovery has `survivor` as its only member there,
+    /// and the others are out for good.
+    #[must_use]
+    pub fn of_cluster(mut self, cluster_id: [u8; 16], epoch: u64, survivor: u64) -> Self {
+        if self.cluster_id == cluster_id {
+            return self;
+        }
+        let others: Vec<u64> = self.members.iter().map(|member| member.incarnation).collect();
+        for other in others.into_iter().filter(|other| *other != survivor) {
+            self.remove(other);
+        }
+        if let Some(member) = self.members.first_mut() {
+            member.voter = true;
+        }
+        self.ancestors.push(std::mem::replace(&mut self.cluster_id, cluster_id));
+        self.epoch = epoch;
+        self
     }
 
     /// The member of an incarnation.
@@ -182,6 +203,20 @@ pub(crate) mod tests {
         assert!(!directory.remove(11));
         assert!(directory.is_tombstoned(11) && directory.is_tombstoned(3));
         assert!(directory.by_node_id("n1").is_none());
+    }
+
+    #[test]
+    fn after_a_recovery_the_survivor_is_the_only_member() {
+        let mut directory = sample();
+        let lost = DirectoryMember { incarnation: 12, node_id: "n2".into(), ..directory.members[0].clone() };
+        directory.members[0].voter = false;
+        directory.members.push(lost);
+        let same = directory.clone().of_cluster([9; 16], 1, 11);
+        assert_eq!(same, directory);
+        let recovered = directory.of_cluster([8; 16], 2, 11);
+        assert_eq!((recovered.cluster_id, recovered.epoch), ([8; 16], 2));
+        assert_eq!(recovered.ancestors, [[9; 16]]);
+        assert!(recovered.members.len() == 1 && recovered.members[0].voter && recovered.is_tombstoned(12));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::codec::{self, DecodeError};
 
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 const CRC_BYTES: usize = 4;
 
 /// Least `max_entry_size`, in bytes: init's own entry must fit.
@@ -70,6 +70,9 @@ pub struct Identity {
     pub ca_cert_der: Vec<u8>,
     /// The cluster's parameters.
     pub params: ClusterParams,
+    /// The CA is a stand-in whose key is gone: a recovery made it, and it lasts until an open leader has made the
+    /// cluster's own.
+    pub stand_in_ca: bool,
 }
 
 impl Drop for Identity {
@@ -124,7 +127,17 @@ impl Identity {
         params: ClusterParams,
     ) -> Self {
         let key_pem = key.to_pkcs8_pem().to_string();
-        Self { cluster_id, epoch, node_id, incarnation, key_pem, cert_der, ca_cert_der, params }
+        Self {
+            cluster_id,
+            epoch,
+            node_id,
+            incarnation,
+            key_pem,
+            cert_der,
+            ca_cert_der,
+            params,
+            stand_in_ca: false,
+        }
     }
 
     /// The private key.

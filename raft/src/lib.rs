@@ -31,6 +31,7 @@ pub mod peers;
 pub mod pool;
 pub mod proposer;
 pub mod reads;
+pub mod recovery;
 pub mod replica;
 pub mod replicated;
 pub mod safety;

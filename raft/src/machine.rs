@@ -26,7 +26,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::{
     directory::DirectoryCache,
-    entry::{self, Payload},
+    entry::{self, Header, Payload},
     log_store::payload_of,
     spool::{Spool, Spools},
     types::{
@@ -56,6 +56,13 @@ pub struct Place {
     pub cluster_id: [u8; 16],
     /// The epoch it belongs to.
     pub epoch: u64,
+}
+
+impl Place {
+    /// Whether a command was written here, by the leader of the term in which it stands in the log.
+    pub(crate) fn is_of(&self, header: &Header, log_id: &LogId) -> bool {
+        header.cluster_id == self.cluster_id && header.epoch == self.epoch && header.term == log_id.term
+    }
 }
 
 /// The state machine.
@@ -274,10 +281,7 @@ impl Applier {
             }
             Payload::Membership(_) => ApplyOp::Membership(payload),
             Payload::Command { header, body, signed, tag } => {
-                let here = header.cluster_id == self.place.cluster_id
-                    && header.epoch == self.place.epoch
-                    && header.term == log_id.term;
-                if !here {
+                if !self.place.is_of(&header, &log_id) {
                     tracing::warn!(
                         index = log_id.index,
                         "log entry of another cluster, epoch or term ignored"

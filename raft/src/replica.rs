@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, net::TcpListener as StdListener, sync::Arc, tim
 
 use bytes::Bytes;
 use keystead_storage::{DataDir, SealedState, StorageError, Txn};
+use keystead_tls::ClusterId;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use tokio::{runtime::Runtime, sync::watch};
 
@@ -17,6 +18,7 @@ use crate::{
     hello::Channel,
     identity::{ClusterParams, Identity},
     leadership::heir,
+    machine::Place,
     replicated::{
         BoxFuture, ForwardError, Leadership, ProposeError, ProposeOutcome, ReadBarrier, ReadError,
         Replicated, Shortage,
@@ -265,6 +267,15 @@ impl Replica {
         }
     }
 
+    /// Shows a new certificate by another CA, and trusts that CA, on connections from now on. The key stays.
+    ///
+    /// # Errors
+    /// As [`keystead_tls::ClusterTls::new`]; nothing has changed then.
+    pub fn renew_certificate(&self, identity: &Identity) -> Result<(), keystead_tls::Error> {
+        let tls = &self.shared.server.tls;
+        tls.renew(ClusterId(identity.cluster_id), &identity.ca_cert_der, &identity.cert_der, identity.key()?)
+    }
+
     /// This node's Raft id.
     pub fn incarnation(&self) -> u64 {
         self.shared.myself.incarnation
@@ -340,8 +351,11 @@ impl Replica {
 
     /// Checks the directory's MAC: to be called once this node has been unsealed. A wrong one latches.
     pub fn verify_directory(&self) {
-        if let Some(directory) = read_directory(&*self.shared.state, &*self.shared.vault) {
-            self.shared.directory.set(directory);
+        let shared = &self.shared;
+        let place = Place { cluster_id: shared.myself.cluster_id, epoch: shared.myself.epoch };
+        let own = shared.myself.incarnation;
+        if let Some(directory) = read_directory(&*shared.state, &*shared.vault, place, own) {
+            shared.directory.set(directory);
         }
     }
 

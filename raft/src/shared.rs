@@ -139,7 +139,9 @@ impl Parts {
             Arc::new(AdmitSigned),
         )?);
         let directory = Arc::new(DirectoryCache::default());
-        if let Some(given) = read_directory(&*state, &**vault).or_else(|| config.directory.clone()) {
+        let place = Place { cluster_id: identity.cluster_id, epoch: identity.epoch };
+        let found = read_directory(&*state, &**vault, place, identity.incarnation);
+        if let Some(given) = found.or_else(|| config.directory.clone()) {
             if given.feature_level > config.feature_level {
                 let (level, cluster) = (config.feature_level, given.feature_level);
                 return Err(StartError::TooOld { level, cluster });
@@ -169,8 +171,9 @@ impl Parts {
             vault: vault.clone(),
             clock: clock.clone(),
             tombstoned: tombstoned_tx,
+            place,
+            incarnation: identity.incarnation,
         }));
-        let place = Place { cluster_id: identity.cluster_id, epoch: identity.epoch };
         let lease = Duration::from_millis(identity.params.election_max_ms);
         let spools = Arc::new(Spools::new(config.dir.snapshots()));
         Ok(Self {
@@ -414,7 +417,9 @@ impl Shared {
             let unreadable = |e: &dyn std::fmt::Display| JoinError::Directory(e.to_string());
             let record = self.state.get(&Directory::key()).map_err(|e| unreadable(&e))?;
             let record = record.ok_or_else(|| unreadable(&"it is missing"))?;
-            let (mut directory, _) = Directory::open(&record.value).map_err(|e| unreadable(&e))?;
+            let (directory, _) = Directory::open(&record.value).map_err(|e| unreadable(&e))?;
+            let Myself { cluster_id, epoch, incarnation, .. } = self.myself;
+            let mut directory = directory.of_cluster(cluster_id, epoch, incarnation);
             if !change(&mut directory)? {
                 return Ok(directory);
             }

@@ -577,6 +577,8 @@ pub trait NodeOps: MemberOps {
     fn sync_seals(&self, prune: bool) -> BoxFuture<'_, Result<Vec<SealWrap>, ApiError>>;
     /// `sys/storage/raft/bootstrap/claim`: another node is about to initialise, and this one says whether it may.
     fn raft_claim(&self, body: &Map<String, Value>) -> Result<Map<String, Value>, ApiError>;
+    /// `sys/storage/raft/bootstrap/epoch`: another node says which cluster it belongs to, and this one answers the same.
+    fn raft_epoch(&self, body: &Map<String, Value>) -> Result<Map<String, Value>, ApiError>;
     /// `sys/storage/raft/bootstrap/challenge`, on the leader; the answer is the envelope's `data`.
     fn raft_challenge(&self, body: Map<String, Value>)
     -> BoxFuture<'_, Result<Map<String, Value>, ApiError>>;

@@ -62,6 +62,8 @@ pub enum Handler {
     RaftJoin,
     /// `sys/storage/raft/bootstrap/claim`.
     RaftClaim,
+    /// `sys/storage/raft/bootstrap/epoch`.
+    RaftEpoch,
     /// `sys/storage/raft/bootstrap/challenge`.
     RaftChallenge,
     /// `sys/storage/raft/bootstrap/answer`.
@@ -210,6 +212,7 @@ pub const ROUTES: &[Route] = &[
     raw("sys/storage/raft/join", &[Update], Handler::RaftJoin),
     raw("sys/storage/raft/bootstrap/address", &[Read], Handler::RaftAddress),
     raw("sys/storage/raft/bootstrap/claim", &[Update], Handler::RaftClaim),
+    raw("sys/storage/raft/bootstrap/epoch", &[Read, Update], Handler::RaftEpoch),
     Route {
         pattern: "sys/seal",
         operations: &[Update],
@@ -465,6 +468,7 @@ mod tests {
                 "sys/storage/raft/bootstrap/answer",
                 "sys/storage/raft/bootstrap/challenge",
                 "sys/storage/raft/bootstrap/claim",
+                "sys/storage/raft/bootstrap/epoch",
                 "sys/storage/raft/join",
                 "sys/unseal",
                 "sys/unseal-members",

@@ -51,6 +51,7 @@ impl Core {
             Handler::Leader => self.leader(),
             Handler::RaftJoin => self.raft_join(request).await,
             Handler::RaftAddress => Ok(raw(&self.node().own_address())),
+            Handler::RaftEpoch => Ok(raw(&self.node().raft_epoch(&request.data)?)),
             Handler::RaftClaim => Ok(raw(&self.node().raft_claim(&request.data)?)),
             _ => Err(ApiError::MethodNotAllowed),
         }

@@ -387,6 +387,10 @@ impl NodeOps for FakeNode {
         Ok(Map::from_iter([("initialized".to_owned(), Value::from(true))]))
     }
 
+    fn raft_epoch(&self, _body: &Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
+        Ok(Map::from_iter([("epoch".to_owned(), Value::from(1))]))
+    }
+
     fn raft_challenge(
         &self,
         _body: Map<String, Value>,

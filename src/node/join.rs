@@ -629,6 +629,9 @@ impl Node {
         }
         let authority = self.cluster_authority(&keys)?;
         let cluster_id = replica.directory().cluster_id;
+        if matches!(&authority, records::ClusterAuthority::BuiltIn(ca) if ca.cluster_id().0 != cluster_id) {
+            return Err(ApiError::Busy("the recovered cluster has no CA yet; try again in a moment".into()));
+        }
         let name = PeerName { cluster_id: ClusterId(cluster_id), node_id: node_id.to_owned(), incarnation };
         let certificate = own_pki::certify(&authority, &csr, &brought, &name)?;
         let spki_sha256 = keystead_tls::peer_identity(&certificate).map_err(|_| invalid())?.spki_sha256;
@@ -671,7 +674,8 @@ impl Node {
         Ok(data.as_object().cloned().unwrap_or_default())
     }
 
-    fn cluster_authority(&self, keys: &OpenKeys) -> Result<records::ClusterAuthority, ApiError> {
+    /// The cluster's CA as the state has it; after a recovery, the former cluster's until there is another.
+    pub(super) fn cluster_authority(&self, keys: &OpenKeys) -> Result<records::ClusterAuthority, ApiError> {
         let replica = self.replica().ok_or(ApiError::Sealed)?;
         let key = records::cluster_ca_key(keys.barrier())?;
         let record = replica

@@ -140,6 +140,12 @@ impl OpenKeys {
         BackupSeal::new(&key, self.vault_id, self.root_generation, sums)
     }
 
+    /// The MAC of a claim about clusters of this vault, by a key that outlasts a rekey: who was away for one must still
+    /// be able to judge it.
+    pub fn claim_mac(&self, message: &str, parts: &[&[u8]]) -> Mac {
+        parts.iter().fold(Mac::new(self.directory.expose(), message), |mac, part| mac.field(part))
+    }
+
     /// The MAC of one message of the joining protocol, to be finished or verified by the caller.
     pub fn join_mac(&self, message: &str, parts: &[&[u8]]) -> Mac {
         parts.iter().fold(Mac::new(self.join.expose(), message), |mac, part| mac.field(part))

@@ -18,6 +18,7 @@ mod migration;
 mod ops;
 mod own_pki;
 mod records;
+mod refound;
 mod rekey;
 mod rotation;
 mod save;
@@ -39,7 +40,7 @@ use std::{
     time::Duration,
 };
 
-use keystead_raft::{ClusterParams, Enrolment, Identity, Replica, ReplicaConfig, Replicated as _};
+use keystead_raft::{ClusterParams, Enrolment, Identity, Replica, ReplicaConfig, Replicated as _, recovery};
 use keystead_storage::DataDir;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
@@ -47,7 +48,7 @@ use tokio::sync::watch;
 pub use join::JoinTarget;
 pub use keys::{ClusterName, OpenKeys};
 pub use own_pki::CertificateEnds;
-pub use records::key_records;
+pub use records::{key_records, vault_id_of};
 pub use shares::{uuid, uuid_text};
 pub use unattended::Seals;
 
@@ -101,6 +102,9 @@ pub enum StartError {
     /// A certificate that was asked for and is not there, or not for this node.
     #[error(transparent)]
     Enrolment(#[from] keystead_raft::EnrolmentError),
+    /// A recovery that had begun.
+    #[error(transparent)]
+    Recovery(#[from] recovery::RecoveryError),
     /// The data directory.
     #[error(transparent)]
     Storage(#[from] keystead_storage::StorageError),
@@ -166,6 +170,17 @@ impl Node {
     /// to join.
     pub async fn start(settings: NodeSettings) -> Result<Arc<Self>, StartError> {
         init::undo_interrupted(&settings.dir)?;
+        if recovery::is_pending(settings.dir.path()) {
+            let dir = settings.dir.clone();
+            let finished = tokio::task::spawn_blocking(move || recovery::finish(&dir)).await;
+            let finished = finished.map_err(|e| StartError::Io {
+                context: "recovering".into(),
+                source: std::io::Error::other(e),
+            })?;
+            if finished?.is_some() {
+                tracing::warn!("a recovery from lost quorum was interrupted: it is finished");
+            }
+        }
         let identity = Identity::load(settings.dir.path())?;
         let enrolment = match &identity {
             None => Enrolment::load_complete(settings.dir.path(), &settings.node_id)?,
@@ -216,9 +231,15 @@ impl Node {
                         "node_id was changed after this node joined; it keeps its old one until it joins anew"
                     );
                 }
-                let cluster_id = identity.cluster_id;
+                let (cluster_id, stand_in_ca) = (identity.cluster_id, identity.stand_in_ca);
                 node.start_replica(Arc::new(identity), false, None).await?;
                 node.clone().watch_for_strangers(cluster_id);
+                if stand_in_ca {
+                    tracing::warn!(
+                        "this node was recovered from lost quorum: it takes no others before it is unsealed"
+                    );
+                    node.clone().refound_when_open();
+                }
             }
             None => node.clone().spawn_challenge_loop(),
         }

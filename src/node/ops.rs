@@ -257,6 +257,10 @@ impl NodeOps for Node {
         self.judge_claim(body)
     }
 
+    fn raft_epoch(&self, body: &Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
+        self.judge_epoch(body)
+    }
+
     fn raft_challenge(
         &self,
         _body: Map<String, Value>,

@@ -168,3 +168,11 @@ pub fn sealed_keys(state: &dyn SealedState) -> Result<Option<SealedKeys>, ReadEr
 pub fn keyring(state: &dyn SealedState) -> Result<Option<(Version, bytes::Bytes)>, StorageError> {
     Ok(state.get(&keyring_key())?.map(|record| (record.version, record.value)))
 }
+
+/// The vault that a state belongs to, as a UUID in text; `None` before there is one.
+///
+/// # Errors
+/// [`ReadError`] when the seal configuration cannot be read.
+pub fn vault_id_of(state: &dyn SealedState) -> Result<Option<String>, ReadError> {
+    Ok(seal_config(state)?.map(|config| super::uuid_text(&config.vault_id.0)))
+}

@@ -199,6 +199,7 @@ impl Node {
             name: records::cluster_name(&*replica.state()),
         };
         let keys = Arc::new(OpenKeys::new(&config, root, keyring, &cluster));
+        self.compare_epochs_before_serving(&keys).await;
         self.publish(&replica, keys).await?;
         // An entry that changed the keyring may have been applied between the read and the write above.
         if !matches!(records::keyring(&*replica.state()), Ok(Some((now, _))) if now == version) {

@@ -9,6 +9,7 @@ mod listeners;
 mod log_file;
 mod logging;
 pub mod rebuild;
+pub mod recover;
 mod sanitized;
 mod start;
 #[cfg(test)]

@@ -57,6 +57,8 @@ pub enum Standing {
     Follows(String),
     /// It is there, and knows of no leader, or is sealed and does not say.
     NoLeader,
+    /// It is in the cluster that a recovery from lost quorum made of this node's, which has a leader.
+    Succeeds(String),
     /// It belongs to another cluster.
     Foreign(String),
     /// It did not answer.
@@ -66,7 +68,7 @@ pub enum Standing {
 impl Standing {
     /// Whether the data are known to be safe without this node.
     pub fn is_served(&self) -> bool {
-        matches!(self, Standing::Leads | Standing::Follows(_))
+        matches!(self, Standing::Leads | Standing::Follows(_) | Standing::Succeeds(_))
     }
 }
 
@@ -195,7 +197,13 @@ async fn ask(target: &JoinTarget, cluster_id: Option<&str>, own: Option<&str>) -
     if let (Some(theirs), Some(ours)) = (theirs, cluster_id)
         && theirs != ours
     {
-        return Standing::Foreign(theirs.to_owned());
+        let leader = get(target, "/v1/sys/leader").await;
+        let led = leader.is_ok_and(|leader| standing(&leader, own).is_served());
+        let epoch = get(target, "/v1/sys/storage/raft/bootstrap/epoch").await.unwrap_or_default();
+        let ancestors = epoch.get("ancestors").and_then(Value::as_array);
+        let succeeds = led && ancestors.is_some_and(|all| all.iter().any(|id| id.as_str() == Some(ours)));
+        let theirs = theirs.to_owned();
+        return if succeeds { Standing::Succeeds(theirs) } else { Standing::Foreign(theirs) };
     }
     // A sealed node does not tell its cluster, so what it tells of a leader proves nothing.
     match (theirs, get(target, "/v1/sys/leader").await) {

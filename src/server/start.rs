@@ -21,7 +21,7 @@ use super::{
     Failure,
     certificates::Certificates,
     listeners::{Listener, bind},
-    sanitized, say, stop, tls_source,
+    recover, sanitized, say, stop, tls_source,
 };
 use crate::{
     api,
@@ -110,6 +110,11 @@ impl Server {
         let path = raft.path.clone();
         let dir = tokio::task::spawn_blocking(move || DataDir::open(path)).await?.map_err(|e| broken(&e))?;
         let node_id = node_id(&raft, dir.path())?;
+        let dir = Arc::new(dir);
+        let (at, name) = (dir.clone(), node_id.clone());
+        tokio::task::spawn_blocking(move || recover::honour_peers_file(&at, &name))
+            .await?
+            .map_err(|e| broken(&e.0))?;
         listeners.iter_mut().for_each(|listener| listener.name_node(config, &node_id));
         let retry_join = raft.retry_join.iter().map(join_target).collect::<Result<_, _>>()?;
         let max_entry_size = max_entry_size(&raft)?;
@@ -118,7 +123,7 @@ impl Server {
         let built = seal::build(&config.seals, Some(dir.path()), &seal::own_program());
         let seals = Seals::new(built, disabled.collect());
         let node = Node::start(NodeSettings {
-            dir: Arc::new(dir),
+            dir,
             node_id,
             api_addr: api_addr.clone(),
             cluster_addr: cluster_addr.clone(),

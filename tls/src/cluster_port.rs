@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
@@ -39,8 +40,15 @@ pub trait PeerPolicy: Send + Sync {
 
 /// What a node needs to speak on the cluster port: the cluster's CA, its own certificate and key, and the
 /// policy for peers.
-#[derive(Clone)]
+///
+/// What is asked of it is by the newest certificate; connections that are there go on with theirs.
 pub struct ClusterTls {
+    policy: Arc<dyn PeerPolicy>,
+    present: RwLock<Present>,
+}
+
+/// The configurations by one certificate.
+struct Present {
     verifier: PeerVerifier,
     server_config: Arc<ServerConfig>,
     client_config: ClientConfig,
@@ -59,6 +67,57 @@ impl ClusterTls {
         key: NodeKey,
         policy: Arc<dyn PeerPolicy>,
     ) -> Result<ClusterTls> {
+        let present = Present::new(cluster_id, ca_cert_der, cert_der, key, Arc::clone(&policy))?;
+        Ok(ClusterTls { policy, present: RwLock::new(present) })
+    }
+
+    /// Takes another certificate, key and CA for all connections from now on.
+    ///
+    /// # Errors
+    /// As [`ClusterTls::new`]; nothing has changed then.
+    pub fn renew(
+        &self,
+        cluster_id: ClusterId,
+        ca_cert_der: &[u8],
+        cert_der: &[u8],
+        key: NodeKey,
+    ) -> Result<()> {
+        let renewed = Present::new(cluster_id, ca_cert_der, cert_der, key, Arc::clone(&self.policy))?;
+        *self.present.write() = renewed;
+        Ok(())
+    }
+
+    /// The configuration for accepting peers: a certificate is demanded, judged, and never remembered.
+    pub fn server_config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.present.read().server_config)
+    }
+
+    /// The configuration for dialling a peer, which must be the `expected` incarnation if one is given.
+    ///
+    /// Addresses move between nodes; with an expectation a call can never reach the wrong one.
+    pub fn client_config(&self, expected: Option<u64>) -> Arc<ClientConfig> {
+        let present = self.present.read();
+        let mut config = present.client_config.clone();
+        let verifier = PeerVerifier { expected, ..present.verifier.clone() };
+        config.dangerous().set_certificate_verifier(Arc::new(verifier));
+        Arc::new(config)
+    }
+
+    /// The server name to dial with: rustls wants one, but it is neither sent nor checked, for identity is
+    /// in the certificate.
+    pub fn server_name() -> ServerName<'static> {
+        ServerName::try_from("cluster.keystead").expect("a valid DNS name")
+    }
+}
+
+impl Present {
+    fn new(
+        cluster_id: ClusterId,
+        ca_cert_der: &[u8],
+        cert_der: &[u8],
+        key: NodeKey,
+        policy: Arc<dyn PeerPolicy>,
+    ) -> Result<Present> {
         let provider = provider();
         let verifier = PeerVerifier::new(cluster_id, ca_cert_der, policy, Arc::clone(&provider))?;
         let own = CertificateDer::from(cert_der.to_vec());
@@ -91,28 +150,7 @@ impl ClusterTls {
         client_config.resumption = Resumption::disabled();
         client_config.enable_sni = false;
 
-        Ok(ClusterTls { verifier, server_config: Arc::new(server_config), client_config })
-    }
-
-    /// The configuration for accepting peers: a certificate is demanded, judged, and never remembered.
-    pub fn server_config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.server_config)
-    }
-
-    /// The configuration for dialling a peer, which must be the `expected` incarnation if one is given.
-    ///
-    /// Addresses move between nodes; with an expectation a call can never reach the wrong one.
-    pub fn client_config(&self, expected: Option<u64>) -> Arc<ClientConfig> {
-        let mut config = self.client_config.clone();
-        let verifier = PeerVerifier { expected, ..self.verifier.clone() };
-        config.dangerous().set_certificate_verifier(Arc::new(verifier));
-        Arc::new(config)
-    }
-
-    /// The server name to dial with: rustls wants one, but it is neither sent nor checked, for identity is
-    /// in the certificate.
-    pub fn server_name() -> ServerName<'static> {
-        ServerName::try_from("cluster.keystead").expect("a valid DNS name")
+        Ok(Present { verifier, server_config: Arc::new(server_config), client_config })
     }
 }
 

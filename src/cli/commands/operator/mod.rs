@@ -10,6 +10,7 @@ mod key_status;
 mod members;
 mod raft;
 mod rebuild;
+mod recover;
 mod rekey;
 mod seal;
 mod snapshot;
@@ -314,6 +315,22 @@ pub const COMMANDS: &[Command] = &[
         flags: rebuild::FLAGS,
         calls_api: false,
         run: Some(rebuild::run),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator raft recover",
+        synopsis: "Goes on after the quorum is lost for good",
+        about: "Makes one survivor the only voter of a new cluster, when a majority of the voters is lost for good. It works\n\
+                offline, on the data directory of a server that is not running. The vault, its shares and its tokens\n\
+                stay; the others are emptied (operator raft rebuild) and join again.\n\n\
+                Where several survived, let each say what it has, and take all that to any one of them: it says which\n\
+                one has the most, and that is the one to recover.\n\n    \
+                $ {program} operator raft recover -config=/etc/keystead/config.hcl -inspect -out=n2.json\n    \
+                $ {program} operator raft recover -config=/etc/keystead/config.hcl -from=n2.json\n\n\
+                Run it on one node only, and see to it that the lost ones do not come back before they are emptied.",
+        flags: recover::FLAGS,
+        calls_api: false,
+        run: Some(recover::run),
         ..Command::DEFAULT
     },
 ];

@@ -108,6 +108,9 @@ fn standing(standing: &Standing) -> String {
         Standing::Leads => "leads the cluster".to_owned(),
         Standing::Follows(leader) => format!("follows {leader}"),
         Standing::NoLeader => "is there, but sealed or without a leader".to_owned(),
+        Standing::Succeeds(cluster) => {
+            format!("is in cluster {cluster}, which a recovery made of this node's")
+        }
         Standing::Foreign(cluster) => format!("belongs to another cluster, {cluster}"),
         Standing::Silent(why) => format!("cannot be asked: {why}"),
     }
