@@ -110,6 +110,9 @@ async fn leader_and_standby_answer_every_route_alike() {
         }
         if visit.route.handler == Handler::Health {
             assert_eq!(statuses, [200, 429]);
+        } else if visit.route.handler == Handler::SnapshotRestore {
+            // A long body goes to the leader by itself.
+            assert_eq!(statuses, [400, 307]);
         } else {
             assert_eq!(statuses[0], statuses[1], "{} on the leader and on a standby", visit.name());
         }

@@ -109,6 +109,11 @@ async fn handle(shared: Shared, request: axum::extract::Request) -> Response {
             match upload::receive(&shared.core, &rules, &parts, &request, body).await {
                 Ok(upload) => {
                     request.upload = Some(upload);
+                    // The file is here: who leads is sent it by the client.
+                    request.no_forward = true;
+                    let query = parse_query(parts.uri.query().unwrap_or_default()).unwrap_or_default();
+                    let revoke = query.get("revoke_tokens").and_then(Value::as_str);
+                    request.revoke_tokens = revoke.and_then(parse_bool) == Some(true);
                     Ok(request)
                 }
                 Err(error) => Err(error),

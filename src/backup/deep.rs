@@ -44,6 +44,14 @@ impl KeyRecords {
         SealConfig::decode(bytes).map_err(|error| BackupError::Damaged(error.to_string()))
     }
 
+    /// The keyring, sealed under the root key.
+    ///
+    /// # Errors
+    /// [`BackupError::Damaged`] without one.
+    pub fn sealed_keyring(&self) -> Result<&Bytes, BackupError> {
+        self.keyring.as_ref().ok_or_else(|| BackupError::Damaged("it has no keyring".to_owned()))
+    }
+
     /// Opens the keyring, after root key, seal configuration and the backup's own seal were found to be of each other.
     ///
     /// # Errors
@@ -62,9 +70,8 @@ impl KeyRecords {
                     .to_owned(),
             ));
         }
-        let keyring = self.keyring.as_ref();
-        let keyring = keyring.ok_or_else(|| BackupError::Damaged("it has no keyring".to_owned()))?;
-        let keyring = Keyring::open(keyring, root, vault_id, generation).map_err(|error| refused(&error))?;
+        let keyring = Keyring::open(self.sealed_keyring()?, root, vault_id, generation)
+            .map_err(|error| refused(&error))?;
         Ok(Barrier::new(vault_id, keyring))
     }
 }

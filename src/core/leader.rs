@@ -90,6 +90,7 @@ impl Core {
                 | Handler::BreakGlassChange
                 | Handler::Rekey
                 | Handler::GenerateRoot
+                | Handler::SnapshotRestore
                 | Handler::Rotate
         ) {
             return Ok(self.lead_effect(request, route).await);
@@ -166,6 +167,7 @@ impl Core {
             Handler::BreakGlassChange => self.change_break_glass(request).await,
             Handler::Rekey => self.rekey(request).await,
             Handler::GenerateRoot => self.generate_root(request).await,
+            Handler::SnapshotRestore => self.restore_snapshot(request).await,
             _ => self.node().rotate().await.map(|()| Answer::NoContent),
         };
         Led::Answered(result)

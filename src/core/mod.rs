@@ -202,6 +202,10 @@ impl Core {
     /// Forgets everything that was read: the node was sealed or unsealed, or a snapshot replaced the state.
     pub fn forget(&self) {
         self.mounts.clear();
+        // What came back may be sealed under older keys; who is in the middle of it finds out by itself.
+        if let Ok(mut rewrap) = self.rewrap.try_lock() {
+            *rewrap = rewrap::Rewrap::default();
+        }
     }
 
     fn node(&self) -> &dyn NodeOps {
@@ -221,7 +225,7 @@ impl Core {
 
     /// Whether the sender of a long body may send it, before it is received; where it is put, and the room there is.
     pub(crate) async fn admit_upload(&self, request: &Request) -> Result<(PathBuf, u64), ApiError> {
-        if self.node.seal_status().initialized {
+        if !self.node.awaits_backup() {
             let route = router::find(&request.path, request.operation);
             if self.node.unsealed().is_none() {
                 return Err(ApiError::Sealed);
@@ -229,6 +233,17 @@ impl Core {
             self.read(request, &route).await?;
         }
         self.spool()
+    }
+
+    /// Restores the backup that is a request's body.
+    pub(super) async fn restore_snapshot(&self, request: &Request) -> Result<Answer, ApiError> {
+        let archive = request.upload.as_ref().map(|upload| upload.path().to_owned());
+        let archive =
+            archive.ok_or_else(|| ApiError::invalid("the snapshot is expected in the request's body"))?;
+        let force = request.path.as_str().ends_with("-force");
+        self.node.restore_snapshot(archive, force, request.revoke_tokens).await?;
+        self.forget();
+        Ok(Answer::NoContent)
     }
 
     /// Where long bodies are put, and the room there is.
@@ -251,6 +266,9 @@ impl Core {
         }
         if route.handler == Handler::Metrics && request.open_metrics {
             return self.metrics(&fields::Fields(&request.data));
+        }
+        if route.handler == Handler::SnapshotRestore && self.node.awaits_backup() {
+            return self.restore_snapshot(&request).await;
         }
         if self.node.unsealed().is_none() {
             return Err(ApiError::Sealed);
@@ -330,6 +348,7 @@ impl Core {
             // What these do happens outside of the transaction, once it has found them allowed.
             Handler::Seal
             | Handler::SnapshotSave
+            | Handler::SnapshotRestore
             | Handler::SealSync
             | Handler::RemovePeer
             | Handler::Promote

@@ -611,6 +611,18 @@ pub trait NodeOps: MemberOps {
         request: GenerateRootRequest,
         trusted: bool,
     ) -> BoxFuture<'_, Result<Map<String, Value>, ApiError>>;
+    /// Whether this node belongs to no vault, and takes a backup from anybody.
+    fn awaits_backup(&self) -> bool;
+    /// Restores a backup: on the leader at once, on a node without a vault when its shares are entered.
+    ///
+    /// # Errors
+    /// 400 for a backup that cannot be used; 503 and 507 when nothing was changed; after 409 it may have been restored.
+    fn restore_snapshot(
+        &self,
+        archive: PathBuf,
+        force: bool,
+        revoke_tokens: bool,
+    ) -> BoxFuture<'_, Result<(), ApiError>>;
     /// Makes a backup of the whole vault.
     fn save_snapshot(&self) -> BoxFuture<'_, Result<Download, ApiError>>;
     /// Where long request bodies are put, and how many bytes there is room for.

@@ -114,6 +114,8 @@ pub struct Request {
     pub no_unseal_reset: bool,
     /// The body, of a request whose body is a file. Never forwarded.
     pub upload: Option<Upload>,
+    /// A restore is to leave no token. Never forwarded.
+    pub revoke_tokens: bool,
 }
 
 /// What a client sent is secret, or may be: the texts among its fields are wiped.
@@ -164,6 +166,7 @@ impl Request {
             open_metrics: false,
             no_unseal_reset: false,
             upload: None,
+            revoke_tokens: false,
         }
     }
 
@@ -207,6 +210,7 @@ impl Request {
             open_metrics: false,
             no_unseal_reset: false,
             upload: None,
+            revoke_tokens: false,
         })
     }
 }

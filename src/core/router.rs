@@ -46,6 +46,8 @@ pub enum Handler {
     VerifyShare,
     /// `sys/storage/raft/snapshot`, read.
     SnapshotSave,
+    /// `sys/storage/raft/snapshot` and `sys/storage/raft/snapshot-force`, written.
+    SnapshotRestore,
     /// `sys/rotate/config`.
     RotationConfig,
     /// `sys/rekey/backup` and `sys/rekey/recovery-key-backup`.
@@ -231,6 +233,14 @@ pub const ROUTES: &[Route] = &[
     logical("sys/storage/raft/bootstrap/answer", &[Update], Handler::RaftAnswer, Access::None, Place::Leader),
     // Every node has all of it.
     logical("sys/storage/raft/snapshot", &[Read], Handler::SnapshotSave, Access::Root, Place::Linearizable),
+    logical("sys/storage/raft/snapshot", &[Update], Handler::SnapshotRestore, Access::Root, Place::Leader),
+    logical(
+        "sys/storage/raft/snapshot-force",
+        &[Update],
+        Handler::SnapshotRestore,
+        Access::Root,
+        Place::Leader,
+    ),
     // What the leader's tokens say counts: it is the leader that wraps.
     logical("sys/seal-backend-sync", &[Read, Update], Handler::SealSync, Access::Root, Place::Leader),
     logical("sys/storage/raft/remove-peer", &[Update], Handler::RemovePeer, Access::Root, Place::Leader),

@@ -434,6 +434,19 @@ impl NodeOps for FakeNode {
         Box::pin(async { Err(ApiError::invalid("there are no shares here")) })
     }
 
+    fn awaits_backup(&self) -> bool {
+        false
+    }
+
+    fn restore_snapshot(
+        &self,
+        _archive: PathBuf,
+        _force: bool,
+        _revoke_tokens: bool,
+    ) -> BoxFuture<'_, Result<(), ApiError>> {
+        Box::pin(async { Err(ApiError::Sealed) })
+    }
+
     fn save_snapshot(&self) -> BoxFuture<'_, Result<Download, ApiError>> {
         Box::pin(async { Err(ApiError::Sealed) })
     }

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// While this file is there, an initialisation has begun and nobody was handed a share: what it left is undone.
-const MARKER: &str = "initialising";
+pub(super) const MARKER: &str = "initialising";
 /// How long the first entry may be turned away.
 const FIRST_ENTRY: Duration = Duration::from_secs(10);
 
@@ -61,7 +61,7 @@ pub fn undo_interrupted(dir: &DataDir) -> Result<(), StartError> {
 }
 
 /// Removes the marker durably.
-fn unmark(data_dir: &Path) -> std::io::Result<()> {
+pub(super) fn unmark(data_dir: &Path) -> std::io::Result<()> {
     std::fs::remove_file(data_dir.join(MARKER))?;
     std::fs::File::open(data_dir)?.sync_all()
 }
@@ -122,7 +122,7 @@ pub(super) fn numbers(shares: u64, threshold: u64) -> Result<InitParams, ApiErro
 }
 
 /// Proposes the first entry. A leader that has only just won may turn it away for a moment.
-async fn first_entry(replica: &Replica, txn: Txn) -> Result<(), String> {
+pub(super) async fn first_entry(replica: &Replica, txn: Txn) -> Result<(), String> {
     let deadline = tokio::time::Instant::now() + FIRST_ENTRY;
     loop {
         match replica.propose(txn.clone()).await {
@@ -183,12 +183,12 @@ pub(super) fn encrypting(error: &dyn std::fmt::Display) -> ApiError {
 }
 
 /// Everything of a new cluster that is drawn before anything is written.
-struct Founding {
-    identity: Identity,
+pub(super) struct Founding {
+    pub identity: Identity,
     /// The built-in CA's key; empty for a CA of the operator's.
-    ca_key: Zeroizing<Vec<u8>>,
-    directory: Directory,
-    cluster: ClusterName,
+    pub ca_key: Zeroizing<Vec<u8>>,
+    pub directory: Directory,
+    pub cluster: ClusterName,
 }
 
 impl Node {
@@ -287,7 +287,7 @@ impl Node {
         Ok((made.output, made.break_glass))
     }
 
-    fn found(&self) -> Result<Founding, keystead_tls::Error> {
+    pub(super) fn found(&self) -> Result<Founding, keystead_tls::Error> {
         let (incarnation, key, enrolled) = self.joining.lock().credentials();
         let node_id = self.settings.node_id.clone();
         let (cluster_id, cert, ca_cert, ca_key) = match enrolled {
@@ -379,23 +379,29 @@ impl Node {
         founding: &Founding,
         root_token: &SecretString,
     ) -> Result<Vec<Write>, ApiError> {
-        let ca_key = records::cluster_ca_key(keys.barrier())?;
-        let ca = records::seal_cluster_ca(
-            keys.barrier(),
-            &ca_key,
-            &founding.identity.ca_cert_der,
-            &founding.ca_key,
-        );
-        let directory = founding.directory.seal(|signed| Ok::<_, ApiError>(keys.directory_mac(signed)))?;
-        let put = |key, value: Vec<u8>| Write::Put { key, value: value.into() };
-        let mut writes = vec![
-            put(records::seal_config_key(), seal_config.to_vec()),
-            put(records::keyring_key(), keyring),
-            put(records::cluster_key(), records::encode_cluster(&founding.cluster.name)),
-            Write::Put { key: records::directory_key(), value: directory },
-            put(ca_key, ca),
-        ];
+        let mut writes = cluster_writes(keys, seal_config, keyring, founding)?;
         writes.extend(initial_writes(keys.unsealed(), root_token, params.now_ms, self.settings.dev_mounts)?);
         Ok(writes)
     }
+}
+
+/// The records that make a cluster the one that it is.
+pub(super) fn cluster_writes(
+    keys: &OpenKeys,
+    seal_config: &[u8],
+    keyring: Vec<u8>,
+    founding: &Founding,
+) -> Result<Vec<Write>, ApiError> {
+    let ca_key = records::cluster_ca_key(keys.barrier())?;
+    let ca =
+        records::seal_cluster_ca(keys.barrier(), &ca_key, &founding.identity.ca_cert_der, &founding.ca_key);
+    let directory = founding.directory.seal(|signed| Ok::<_, ApiError>(keys.directory_mac(signed)))?;
+    let put = |key, value: Vec<u8>| Write::Put { key, value: value.into() };
+    Ok(vec![
+        put(records::seal_config_key(), seal_config.to_vec()),
+        put(records::keyring_key(), keyring),
+        put(records::cluster_key(), records::encode_cluster(&founding.cluster.name)),
+        Write::Put { key: records::directory_key(), value: directory },
+        put(ca_key, ca),
+    ])
 }

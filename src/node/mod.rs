@@ -19,7 +19,9 @@ mod ops;
 mod own_pki;
 mod records;
 mod refound;
+mod reinstate;
 mod rekey;
+mod restore;
 mod rotation;
 mod save;
 mod shares;
@@ -154,6 +156,10 @@ pub struct Node {
     reloading: Mutex<()>,
     /// Where this node's tasks run, for the threads of replication.
     runtime: tokio::runtime::Handle,
+    /// A restore, one at a time.
+    restoring: tokio::sync::Mutex<()>,
+    /// A backup whose shares this node waits for.
+    awaited: Mutex<Option<reinstate::Awaited>>,
     /// Init, unseal, seal and join, one at a time.
     lifecycle: tokio::sync::Mutex<()>,
     /// The opening that is under way.
@@ -215,6 +221,8 @@ impl Node {
             missed_root: Mutex::default(),
             reloading: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
+            restoring: tokio::sync::Mutex::default(),
+            awaited: Mutex::default(),
             lifecycle: tokio::sync::Mutex::default(),
             opening: Mutex::default(),
             latched: watch::channel(None).0,
@@ -241,7 +249,10 @@ impl Node {
                     node.clone().refound_when_open();
                 }
             }
-            None => node.clone().spawn_challenge_loop(),
+            None => {
+                node.await_kept_backup().await;
+                node.clone().spawn_challenge_loop();
+            }
         }
         node.clone().look_for_members();
         node.clone().spawn_unattended();
@@ -257,6 +268,7 @@ impl Node {
         drop(self.core.set(Arc::downgrade(core)));
         tokio::spawn(sweep(Arc::downgrade(core), self.stopping.subscribe()));
         tokio::spawn(scrub(self.me.clone(), self.stopping.subscribe()));
+        tokio::spawn(restore::sweep(self.me.clone(), self.stopping.subscribe()));
     }
 
     /// Why this node has stopped serving, if it has: damage, divergence, a failed disk.
@@ -342,6 +354,9 @@ impl Node {
             if let Some(config) = config {
                 return Ok(vec![config]);
             }
+        }
+        if let Some(awaited) = &*self.awaited.lock() {
+            return Ok(vec![awaited.config.clone()]);
         }
         Ok(self.joining.lock().configs())
     }

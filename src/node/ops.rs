@@ -304,6 +304,26 @@ impl NodeOps for Node {
         Box::pin(self.make_root_token(request, trusted))
     }
 
+    fn awaits_backup(&self) -> bool {
+        Node::replica(self).is_none()
+    }
+
+    fn restore_snapshot(
+        &self,
+        archive: PathBuf,
+        force: bool,
+        revoke_tokens: bool,
+    ) -> BoxFuture<'_, Result<(), ApiError>> {
+        // One that has begun is carried through although the client may go.
+        let node = self.arc();
+        Box::pin(async move {
+            match Node::replica(&node) {
+                None => node.keep_until_opened(&archive).await,
+                Some(_) => node.restore_in_place(&archive, force, revoke_tokens).await,
+            }
+        })
+    }
+
     fn save_snapshot(&self) -> BoxFuture<'_, Result<Download, ApiError>> {
         Box::pin(Node::save_snapshot(self))
     }

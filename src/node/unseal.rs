@@ -167,7 +167,8 @@ impl Node {
     }
 
     async fn open(self: Arc<Self>, config: SealConfig, root: RootKey) -> Result<(), ApiError> {
-        if self.replica().is_none() {
+        let reinstated = self.replica().is_none() && self.clone().reinstate(&config, &root).await?;
+        if !reinstated && self.replica().is_none() {
             self.clone().join_with(&config, &root).await.map_err(|failure| match failure {
                 JoinFailure::Refused(text) => {
                     ApiError::Internal(format!("failed to join raft cluster: {text}"))

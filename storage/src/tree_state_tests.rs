@@ -698,21 +698,3 @@ fn an_activation_of_other_bytes_changes_nothing() {
     assert!(matches!(outcomes[..], [Outcome::Applied { .. }]));
     assert_eq!(contents(&state).len(), 2);
 }
-
-#[test]
-fn a_snapshot_file_gives_back_every_record_and_proves_them() {
-    let dir = tempfile::tempdir().expect("tempdir");
-    let state = open(dir.path());
-    state.apply((1..200).map(busy).collect()).expect("apply");
-    let (entries, _) = staged(200, 5, &[("x", b"x".to_vec())]);
-    state.apply(entries).expect("apply");
-    let file = state.cut().expect("cut").spool(&dir.path().join("snapshot")).expect("spool");
-    let mut found = BTreeMap::new();
-    let mut sink = |key: RecordKey, value: Bytes| {
-        found.insert(key, value);
-        Ok::<_, StorageError>(())
-    };
-    let count = file.read_records(&mut sink).expect("whole");
-    let due: BTreeMap<_, _> = contents(&state).into_iter().map(|(key, record)| (key, record.value)).collect();
-    assert_eq!((count, &found), (due.len() as u64, &due));
-}

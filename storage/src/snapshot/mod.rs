@@ -6,7 +6,6 @@ mod file;
 pub(crate) mod fuzz;
 mod install;
 mod read;
-mod records;
 mod stream;
 
 use bincode::{Decode, Encode};

@@ -12,6 +12,7 @@ mod raft;
 mod rebuild;
 mod recover;
 mod rekey;
+mod restore;
 mod seal;
 mod snapshot;
 mod step_down;
@@ -266,8 +267,8 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "operator raft snapshot",
-        synopsis: "Saves and checks snapshots of the cluster",
-        about: "Saves and checks snapshots of the cluster: everything that it holds, sealed, in one file.",
+        synopsis: "Saves, checks and restores snapshots of the cluster",
+        about: "Saves, checks and restores snapshots of the cluster: everything that it holds, sealed, in one file.",
         ..Command::DEFAULT
     },
     Command {
@@ -277,6 +278,20 @@ pub const COMMANDS: &[Command] = &[
         about: "Saves everything that the cluster holds to a file, sealed as it is. Any node that is unsealed can be asked, and\n\
                 goes on serving. The file has its name once it is whole.",
         run: Some(snapshot::save),
+        ..Command::DEFAULT
+    },
+    Command {
+        name: "operator raft snapshot restore",
+        synopsis: "Restores a snapshot",
+        arguments: "[options] FILE",
+        about: "Makes the cluster what it was when the snapshot was taken. It stays the cluster that it is, with its members and\n\
+                unseal shares; a token is valid afterwards if it is in the snapshot and was valid before. All of it is\n\
+                restored, or nothing.\n\n    \
+                $ {program} operator raft snapshot restore backup.snap\n\n\
+                A node that is not initialised keeps the snapshot until the unseal shares of its time are entered with\n\
+                `operator unseal`; then it leads a new cluster that holds what was saved, and other nodes join it.",
+        flags: restore::FLAGS,
+        run: Some(restore::run),
         ..Command::DEFAULT
     },
     Command {
