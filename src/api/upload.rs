@@ -48,7 +48,13 @@ pub async fn receive(
     request: &Request,
     body: Body,
 ) -> Result<Upload, ApiError> {
-    let (dir, mut room) = core.admit_upload(request).await?;
+    let (dir, mut room) = match core.admit_upload(request).await {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            discard(body).await;
+            return Err(error);
+        }
+    };
     let promised =
         parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if promised.is_some_and(|bytes: u64| bytes > room) {
@@ -89,6 +95,22 @@ pub async fn receive(
     drop(pieces);
     writing.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
     Ok(upload)
+}
+
+/// Reads on a while for who is refused: a client that is still sending when the connection ends may not see why.
+async fn discard(mut body: Body) {
+    const MOST_BYTES: usize = 16 << 20;
+    const LONGEST: std::time::Duration = std::time::Duration::from_secs(2);
+    let reading = async {
+        let mut taken = 0;
+        while taken < MOST_BYTES
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            taken += frame.data_ref().map_or(0, Bytes::len);
+        }
+    };
+    // Whether it came to the end makes no difference: the answer is the same.
+    drop(tokio::time::timeout(LONGEST, reading).await);
 }
 
 fn create(path: &Path) -> io::Result<std::fs::File> {
