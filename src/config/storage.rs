@@ -50,6 +50,8 @@ pub struct RaftStorageConfig {
     pub retry_join_as_non_voter: bool,
     /// Leadership goes to this node when it can lead and has been well for a while.
     pub preferred_leader: bool,
+    /// Below it scheduled snapshots may be put on this node's disk. `None` if nowhere.
+    pub snapshot_directory: Option<PathBuf>,
     /// 1 (fastest) to 10: scales the election timeouts. `None` if not given, or given as 0, Vault's default.
     pub performance_multiplier: Option<u8>,
     /// The largest log entry, in bytes.
@@ -80,6 +82,7 @@ impl RaftStorageConfig {
             retry_join: Vec::new(),
             retry_join_as_non_voter: false,
             preferred_leader: false,
+            snapshot_directory: None,
             performance_multiplier: None,
             max_entry_size_bytes: None,
             snapshot_threshold: None,
@@ -138,6 +141,7 @@ pub(super) const RAFT_KEYS: Keys = &[
     ("retry_join", InEffect),
     ("retry_join_as_non_voter", InEffect),
     ("preferred_leader", InEffect),
+    ("snapshot_directory", InEffect),
     ("performance_multiplier", InEffect),
     ("max_entry_size", InEffect),
     ("snapshot_threshold", InEffect),
@@ -273,6 +277,7 @@ fn raft(
         retry_join: retry_joins(section, warnings)?,
         retry_join_as_non_voter: section.boolean("retry_join_as_non_voter")?.unwrap_or(false),
         preferred_leader: section.boolean("preferred_leader")?.unwrap_or(false),
+        snapshot_directory: section.parsed_text("snapshot_directory", absolute)?,
         performance_multiplier: section.parsed("performance_multiplier", performance_multiplier)?.flatten(),
         max_entry_size_bytes: section.parsed("max_entry_size", positive)?,
         snapshot_threshold: section.parsed("snapshot_threshold", positive)?,
@@ -292,6 +297,12 @@ fn raft(
 
 pub(super) const NON_VOTER_NEEDS_RETRY_JOIN: &str =
     "retry_join_as_non_voter needs at least one retry_join block that says whom to join";
+
+/// A directory that does not depend on where the server was started.
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err("must be an absolute path".to_owned()) }
+}
 
 /// A node's name.
 pub(super) fn node_id(text: &str) -> Result<String, String> {

@@ -31,6 +31,7 @@ mod rewrap;
 pub mod router;
 mod running;
 pub mod share_backup;
+pub mod snapshot_auto;
 mod sweep;
 mod sys;
 mod sys_info;

@@ -3,7 +3,10 @@
 //! The node itself (init, unseal, join, the supervisor of replication) lives in `crate::node` and implements
 //! [`NodeOps`]; the request path sees nothing else of it.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use keystead_raft::{BoxFuture, Replicated};
 use serde_json::{Map, Value};
@@ -625,6 +628,11 @@ pub trait NodeOps: MemberOps {
     ) -> BoxFuture<'_, Result<(), ApiError>>;
     /// Makes a backup of the whole vault.
     fn save_snapshot(&self) -> BoxFuture<'_, Result<Download, ApiError>>;
+    /// Whether scheduled snapshots may be put into a directory of this node.
+    ///
+    /// # Errors
+    /// 400 when its configuration does not allow that, with the key that would.
+    fn may_store(&self, directory: &Path) -> Result<(), ApiError>;
     /// Where long request bodies are put, and how many bytes there is room for.
     ///
     /// # Errors

@@ -48,6 +48,8 @@ pub enum Handler {
     SnapshotSave,
     /// `sys/storage/raft/snapshot` and `sys/storage/raft/snapshot-force`, written.
     SnapshotRestore,
+    /// `sys/storage/raft/snapshot-auto/*`.
+    SnapshotAuto,
     /// `sys/rotate/config`.
     RotationConfig,
     /// `sys/rekey/backup` and `sys/rekey/recovery-key-backup`.
@@ -231,6 +233,41 @@ pub const ROUTES: &[Route] = &[
         Place::Leader,
     ),
     logical("sys/storage/raft/bootstrap/answer", &[Update], Handler::RaftAnswer, Access::None, Place::Leader),
+    logical(
+        "sys/storage/raft/snapshot-auto/config",
+        &[List],
+        Handler::SnapshotAuto,
+        Access::Root,
+        Place::Linearizable,
+    ),
+    logical(
+        "sys/storage/raft/snapshot-auto/config/",
+        &[List],
+        Handler::SnapshotAuto,
+        Access::Root,
+        Place::Linearizable,
+    ),
+    logical(
+        "sys/storage/raft/snapshot-auto/config/*",
+        &[Read],
+        Handler::SnapshotAuto,
+        Access::Root,
+        Place::Linearizable,
+    ),
+    logical(
+        "sys/storage/raft/snapshot-auto/config/*",
+        &[Update, Delete],
+        Handler::SnapshotAuto,
+        Access::Root,
+        Place::Leader,
+    ),
+    logical(
+        "sys/storage/raft/snapshot-auto/status/*",
+        &[Read],
+        Handler::SnapshotAuto,
+        Access::Root,
+        Place::Linearizable,
+    ),
     // Every node has all of it.
     logical("sys/storage/raft/snapshot", &[Read], Handler::SnapshotSave, Access::Root, Place::Linearizable),
     logical("sys/storage/raft/snapshot", &[Update], Handler::SnapshotRestore, Access::Root, Place::Leader),

@@ -39,6 +39,7 @@ impl Core {
                 Ok(Answer::duplicated(data))
             }
             Handler::RotationConfig => self.rotation_config(request, txn),
+            Handler::SnapshotAuto => self.snapshot_auto(request, txn),
             Handler::ShareBackup => self.share_backup(request, txn),
             Handler::BreakGlass => self.node().break_glass().map(Answer::data),
             Handler::RaftConfiguration => self.raft_configuration(),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -449,6 +449,10 @@ impl NodeOps for FakeNode {
 
     fn save_snapshot(&self) -> BoxFuture<'_, Result<Download, ApiError>> {
         Box::pin(async { Err(ApiError::Sealed) })
+    }
+
+    fn may_store(&self, _directory: &Path) -> Result<(), ApiError> {
+        Ok(())
     }
 
     fn spool(&self) -> Result<(PathBuf, u64), ApiError> {

@@ -53,6 +53,10 @@ pub mod kind {
         SEALED_UNDER = 7,
         /// Shares that a rekey made, encrypted for their holders.
         SHARE_BACKUP = 8,
+        /// A schedule of snapshots.
+        SNAPSHOT_AUTO = 9,
+        /// How the latest snapshots of a schedule went.
+        SNAPSHOT_AUTO_STATUS = 10,
         /// A secret of the first version of KV.
         KV1 = 16,
         /// The configuration of a KV v2 mount.

@@ -24,7 +24,9 @@ mod rekey;
 mod restore;
 mod rotation;
 mod save;
+mod schedule;
 mod shares;
+mod snapshot_store;
 mod strangers;
 mod unattended;
 mod unseal;
@@ -78,6 +80,8 @@ pub struct NodeSettings {
     pub retry_join: Vec<Arc<JoinTarget>>,
     /// Join without a vote.
     pub non_voter: bool,
+    /// Below it scheduled snapshots may be put.
+    pub snapshot_directory: Option<PathBuf>,
     /// Lead when that is possible.
     pub preferred_leader: bool,
     /// Timing and limits for a cluster that is initialised here.
@@ -132,6 +136,8 @@ pub struct Node {
     progress: Mutex<shares::Progress>,
     resets: Mutex<shares::Resets>,
     saving: save::Saving,
+    /// What is wrong with scheduled snapshots, on the node that takes them.
+    snapshot_warnings: Mutex<Vec<String>>,
     joining: Mutex<join::Joining>,
     /// Whom to ask to be let in: the configured ones, or those named by hand.
     targets: RwLock<Vec<Arc<JoinTarget>>>,
@@ -209,6 +215,7 @@ impl Node {
             progress: Mutex::default(),
             resets: Mutex::default(),
             saving: save::Saving::default(),
+            snapshot_warnings: Mutex::default(),
             joining: Mutex::new(joining),
             challenges: join::Challenges::default(),
             claims: claims::Claims::default(),
@@ -269,6 +276,7 @@ impl Node {
         tokio::spawn(sweep(Arc::downgrade(core), self.stopping.subscribe()));
         tokio::spawn(scrub(self.me.clone(), self.stopping.subscribe()));
         tokio::spawn(restore::sweep(self.me.clone(), self.stopping.subscribe()));
+        tokio::spawn(schedule::keep(self.me.clone(), self.stopping.subscribe()));
     }
 
     /// Why this node has stopped serving, if it has: damage, divergence, a failed disk.

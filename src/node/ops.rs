@@ -1,6 +1,9 @@
 //! The node as the request path sees it.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use keystead_raft::{BoxFuture, Replica, Replicated};
 use serde_json::{Map, Value};
@@ -123,6 +126,7 @@ impl NodeOps for Node {
                 replica.and_then(|replica| replica.refusal()).into_iter().collect(),
                 self.missed_root.lock().iter().cloned().collect(),
                 self.settings.seals.warnings(config.as_ref()),
+                self.snapshot_warnings.lock().clone(),
             ]
             .concat(),
             server_time_s: keystead_raft::clock::wall_ms() / 1000,
@@ -326,6 +330,10 @@ impl NodeOps for Node {
 
     fn save_snapshot(&self) -> BoxFuture<'_, Result<Download, ApiError>> {
         Box::pin(Node::save_snapshot(self))
+    }
+
+    fn may_store(&self, directory: &Path) -> Result<(), ApiError> {
+        self.check_directory(directory).map_err(ApiError::invalid)
     }
 
     fn spool(&self) -> Result<(PathBuf, u64), ApiError> {

@@ -73,6 +73,15 @@ impl Node {
     /// # Cancel safety
     /// Dropping the future, or what it gives, ends the backup and removes what was spooled.
     pub(super) async fn save_snapshot(&self) -> Result<Download, ApiError> {
+        let (_, pieces) = self.take_snapshot().await?.send();
+        Ok(Download::new(pieces, "application/gzip"))
+    }
+
+    /// Cuts and spools everything that was acknowledged before the call.
+    ///
+    /// # Errors
+    /// As [`save_snapshot`](Self::save_snapshot).
+    pub(super) async fn take_snapshot(&self) -> Result<Taken, ApiError> {
         let replica = self.replica().ok_or(ApiError::Sealed)?;
         let keys = self.keys.read().clone().ok_or(ApiError::Sealed)?;
         if self.saving.0.swap(true, Ordering::AcqRel) {
@@ -82,13 +91,8 @@ impl Node {
         }
         let turn = Turn(self.arc());
         replica.read_barrier().await.map_err(|_| ApiError::NoLeader)?;
-        let space = self
-            .settings
-            .dir
-            .disk()
-            .space()
-            .look()
-            .map_err(|e| ApiError::internal("looking at the disk", &e))?;
+        let failed = |error: &dyn std::fmt::Display| ApiError::internal("taking a snapshot", error);
+        let space = self.settings.dir.disk().space().look().map_err(|e| failed(&e))?;
         if space.level != SpaceLevel::Ample {
             return Err(no_room(space.free_bytes));
         }
@@ -96,13 +100,12 @@ impl Node {
         let path = self.settings.dir.snapshots().join(format!("spool-backup-{:016x}", fresh_incarnation()));
         let (state, spool_to) = (replica.state(), path.clone());
         let spooling = tokio::task::spawn_blocking(move || spool(&*state, &spool_to));
-        let spooled = spooling.await.map_err(|e| ApiError::internal("taking a snapshot", &e))?;
-        let file = spooled.map_err(|error| {
+        let file = spooling.await.map_err(|e| failed(&e))?.map_err(|error| {
             remove(&path);
             match error {
                 StorageError::Full { free_bytes, .. } => no_room(free_bytes),
                 StorageError::Busy { what } => ApiError::Busy(format!("{what} is under way; try again")),
-                error => ApiError::internal("taking a snapshot", &error),
+                error => failed(&error),
             }
         })?;
         let spooled = Spooled { file, path };
@@ -112,8 +115,7 @@ impl Node {
                 "the root key was replaced meanwhile; take the snapshot again".to_owned(),
             ));
         }
-        let size =
-            std::fs::metadata(&spooled.path).map_err(|e| ApiError::internal("taking a snapshot", &e))?.len();
+        let size = std::fs::metadata(&spooled.path).map_err(|e| failed(&e))?.len();
         let meta = self.describe(spooled.file.manifest(), &keys, size);
         tracing::info!(
             index = meta.index,
@@ -121,22 +123,7 @@ impl Node {
             milliseconds = started.elapsed().as_millis(),
             "a snapshot was taken, and is sent"
         );
-        let (pieces, download) = mpsc::channel(PIECES);
-        let working = tokio::task::spawn_blocking(move || {
-            let sent = send(&spooled, &meta, &keys, pieces);
-            drop((spooled, turn));
-            match sent {
-                Ok(()) => {
-                    metrics::counter!("keystead_snapshots_saved_total").increment(1);
-                    metrics::histogram!("keystead_snapshot_save_seconds").record(started.elapsed());
-                    tracing::info!(milliseconds = started.elapsed().as_millis(), "the snapshot was sent");
-                }
-                Err(error) => tracing::warn!(%error, "a snapshot was not sent to its end"),
-            }
-        });
-        // It ends by itself when the client does.
-        drop(working);
-        Ok(Download::new(download, "application/gzip"))
+        Ok(Taken { spooled, meta, keys, turn, started })
     }
 
     fn describe(&self, manifest: &Manifest, keys: &OpenKeys, size: u64) -> Meta {
@@ -171,6 +158,42 @@ impl Node {
                 rows: manifest.rows,
             },
         }
+    }
+}
+
+/// A snapshot that lies on this node's disk, and is to be sent.
+pub(super) struct Taken {
+    spooled: Spooled,
+    /// What it is of.
+    pub meta: Meta,
+    keys: Arc<OpenKeys>,
+    turn: Turn,
+    started: Instant,
+}
+
+/// The pieces of an archive, to its end or to an error.
+pub(super) type Archive = mpsc::Receiver<io::Result<Bytes>>;
+
+impl Taken {
+    /// Sends the archive at the pace of who takes it, from a thread that ends when nobody does.
+    pub fn send(self) -> (Meta, Archive) {
+        let (pieces, archive) = mpsc::channel(PIECES);
+        let described = self.meta.clone();
+        let working = tokio::task::spawn_blocking(move || {
+            let Self { spooled, meta, keys, turn, started } = self;
+            let sent = send(&spooled, &meta, &keys, pieces);
+            drop((spooled, turn));
+            match sent {
+                Ok(()) => {
+                    metrics::counter!("keystead_snapshots_saved_total").increment(1);
+                    metrics::histogram!("keystead_snapshot_save_seconds").record(started.elapsed());
+                    tracing::info!(milliseconds = started.elapsed().as_millis(), "the snapshot was sent");
+                }
+                Err(error) => tracing::warn!(%error, "a snapshot was not sent to its end"),
+            }
+        });
+        drop(working);
+        (described, archive)
     }
 }
 

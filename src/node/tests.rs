@@ -76,6 +76,7 @@ async fn start(dir: &Path) -> Running {
         cluster_name: None,
         retry_join: Vec::new(),
         non_voter: false,
+        snapshot_directory: None,
         preferred_leader: false,
         params: ClusterParams::scaled(0, 1 << 20),
         quorum_reads: false,

@@ -131,6 +131,7 @@ impl Server {
             cluster_name: config.cluster_name.clone(),
             retry_join,
             non_voter: raft.retry_join_as_non_voter,
+            snapshot_directory: raft.snapshot_directory.clone(),
             preferred_leader: raft.preferred_leader,
             params: ClusterParams::scaled(raft.performance_multiplier.unwrap_or(0).into(), max_entry_size),
             quorum_reads: config.linearizable_reads == LinearizableReads::Quorum,
