@@ -63,6 +63,8 @@ pub enum Method {
     HandOver = 13,
     /// What opens a sealed node, from the vault of one that is open.
     Unseal = 14,
+    /// The digest of the state at a checkpoint.
+    Digest = 15,
 }
 
 impl Method {
@@ -83,6 +85,7 @@ impl Method {
             12 => Self::Time,
             13 => Self::HandOver,
             14 => Self::Unseal,
+            15 => Self::Digest,
             _ => return None,
         })
     }

@@ -43,6 +43,7 @@ pub mod standing;
 pub mod types;
 pub mod unsealing;
 pub mod vault_side;
+pub mod verification;
 pub mod wire;
 
 pub use autopilot::{AutopilotConfig, AutopilotState, ServerState};
@@ -57,3 +58,4 @@ pub use replicated::{
 pub use safety::{Safety, StepDownError};
 pub use unsealing::{Candidate, Condition};
 pub use vault_side::{Peer, VaultSide, Verdict};
+pub use verification::{MemberDigest, Verification};

@@ -48,7 +48,7 @@ use crate::{
     types::{Raft, RaftEntry, RaftVote, TypeConfig},
     unsealing::Suspects,
     vault_side::{Peer, VaultSide},
-    wire,
+    verification, wire,
 };
 
 /// How long a connection may take until its hello is through.
@@ -557,6 +557,7 @@ impl Server {
                 wipe(body);
                 taken.map(|()| Bytes::new())
             }
+            Method::Digest => verification::answer(self.state.clone(), &body).await,
             Method::Unseal => {
                 drop(payload);
                 self.unseal(caller, body).await

@@ -91,6 +91,7 @@ impl Core {
                 | Handler::Rekey
                 | Handler::GenerateRoot
                 | Handler::SnapshotRestore
+                | Handler::RaftVerify
                 | Handler::Rotate
         ) {
             return Ok(self.lead_effect(request, route).await);
@@ -168,6 +169,7 @@ impl Core {
             Handler::Rekey => self.rekey(request).await,
             Handler::GenerateRoot => self.generate_root(request).await,
             Handler::SnapshotRestore => self.restore_snapshot(request).await,
+            Handler::RaftVerify => self.verify_members(request).await,
             _ => self.node().rotate().await.map(|()| Answer::NoContent),
         };
         Led::Answered(result)

@@ -1,6 +1,6 @@
 //! What the request path needs of the node for its members: who votes, who leads, who may be stopped.
 
-use keystead_raft::{AutopilotConfig, AutopilotState, BoxFuture, JoinError, Safety};
+use keystead_raft::{AutopilotConfig, AutopilotState, BoxFuture, JoinError, Safety, Verification};
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
@@ -22,6 +22,8 @@ pub trait MemberOps: Send + Sync + 'static {
     fn step_down(&self) -> BoxFuture<'_, Result<(), ApiError>>;
     /// Removes a member. Removing one that is not there succeeds.
     fn remove_peer(&self, node_id: String) -> BoxFuture<'_, Result<(), ApiError>>;
+    /// What the states of all members come to at one entry; with `scrub` each reads all of its own before.
+    fn verify_members(&self, scrub: bool) -> BoxFuture<'_, Result<Verification, ApiError>>;
     /// Gives a member a vote.
     fn promote(&self, node_id: String) -> BoxFuture<'_, Result<(), ApiError>>;
     /// Takes a member's vote.

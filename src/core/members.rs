@@ -81,6 +81,40 @@ impl Core {
         }
     }
 
+    /// Compares the states of all members.
+    pub(super) async fn verify_members(&self, request: &Request) -> Result<Answer, ApiError> {
+        let scrub = Fields(&request.data).flag("scrub")?.unwrap_or(false);
+        let verified = self.node().verify_members(scrub).await?;
+        let agreed = verified.agreed();
+        let servers: Vec<Value> = verified
+            .members
+            .iter()
+            .map(|member| {
+                let (digest, error) = match &member.digest {
+                    Ok(digest) => (hex::encode(digest), String::new()),
+                    Err(error) => (String::new(), error.clone()),
+                };
+                let agrees = member.digest.as_ref().ok() == agreed.as_ref() && agreed.is_some();
+                json!({ "node_id": member.node_id, "digest": digest, "agrees": agrees, "error": error })
+            })
+            .collect();
+        let agree = servers.iter().all(|server| server["agrees"] == true);
+        let differ = verified
+            .members
+            .iter()
+            .any(|member| member.digest.is_ok() && member.digest.as_ref().ok() != agreed.as_ref());
+        metrics::gauge!("keystead_state_diverged").set(if differ { 1.0 } else { 0.0 });
+        tracing::info!(
+            index = verified.index,
+            scrub,
+            agree,
+            differ,
+            "the states of all members were compared"
+        );
+        let data = json!({ "index": verified.index, "agree": agree, "scrubbed": scrub, "servers": servers });
+        Ok(Answer::data(data.as_object().cloned().unwrap_or_default()))
+    }
+
     fn safe_to_stop(&self, request: &Request) -> Result<Answer, ApiError> {
         let node_id = Fields(&request.data).text_or_empty("node")?;
         let safety = self.node().safe_to_stop(&node_id)?;

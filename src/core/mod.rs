@@ -203,6 +203,10 @@ impl Core {
     /// Forgets everything that was read: the node was sealed or unsealed, or a snapshot replaced the state.
     pub fn forget(&self) {
         self.mounts.clear();
+        // Other records may be there, sealed under other keys. A step that is under way finds out by its checks.
+        if let Ok(mut rewrap) = self.rewrap.try_lock() {
+            *rewrap = rewrap::Rewrap::default();
+        }
         // What came back may be sealed under older keys; who is in the middle of it finds out by itself.
         if let Ok(mut rewrap) = self.rewrap.try_lock() {
             *rewrap = rewrap::Rewrap::default();
@@ -349,6 +353,7 @@ impl Core {
             // What these do happens outside of the transaction, once it has found them allowed.
             Handler::Seal
             | Handler::SnapshotSave
+            | Handler::RaftVerify
             | Handler::SnapshotRestore
             | Handler::SealSync
             | Handler::RemovePeer

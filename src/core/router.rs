@@ -50,6 +50,8 @@ pub enum Handler {
     SnapshotRestore,
     /// `sys/storage/raft/snapshot-auto/*`.
     SnapshotAuto,
+    /// `sys/storage/raft/verify`.
+    RaftVerify,
     /// `sys/rotate/config`.
     RotationConfig,
     /// `sys/rekey/backup` and `sys/rekey/recovery-key-backup`.
@@ -281,6 +283,7 @@ pub const ROUTES: &[Route] = &[
     // What the leader's tokens say counts: it is the leader that wraps.
     logical("sys/seal-backend-sync", &[Read, Update], Handler::SealSync, Access::Root, Place::Leader),
     logical("sys/storage/raft/remove-peer", &[Update], Handler::RemovePeer, Access::Root, Place::Leader),
+    logical("sys/storage/raft/verify", &[Update], Handler::RaftVerify, Access::Root, Place::Leader),
     logical("sys/storage/raft/promote", &[Update], Handler::Promote, Access::Root, Place::Leader),
     logical("sys/storage/raft/demote", &[Update], Handler::Demote, Access::Root, Place::Leader),
     logical("sys/step-down", &[Update], Handler::StepDown, Access::Root, Place::Leader),

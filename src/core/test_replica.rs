@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use keystead_raft::{
     AutopilotConfig, AutopilotState, BoxFuture, ForwardError, LeaderInfo, Leadership, ProposeError,
-    ProposeOutcome, ReadBarrier, ReadError, Replicated, Safety, Shortage,
+    ProposeOutcome, ReadBarrier, ReadError, Replicated, Safety, Shortage, Verification,
 };
 use keystead_storage::{
     ApplyEntry, ApplyOp, Command, DataDir, LogId, MAX_OPERATIONS, Observer, Outcome, RecordKey, RequestId,
@@ -486,6 +486,10 @@ impl MemberOps for FakeNode {
             self.removed.lock().push(node_id);
             Ok(())
         })
+    }
+
+    fn verify_members(&self, _scrub: bool) -> BoxFuture<'_, Result<Verification, ApiError>> {
+        Box::pin(async { Ok(Verification { index: 1, members: Vec::new() }) })
     }
 
     fn promote(&self, _node_id: String) -> BoxFuture<'_, Result<(), ApiError>> {

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use keystead_raft::{AutopilotConfig, AutopilotState, BoxFuture, Replica, Safety, StepDownError};
+use keystead_raft::{
+    AutopilotConfig, AutopilotState, BoxFuture, Replica, Safety, StepDownError, Verification,
+};
 use serde_json::{Map, Value};
 
 use super::{Node, join::join_error};
@@ -56,6 +58,13 @@ impl MemberOps for Node {
                 tracing::info!(node_id, "a member was removed");
             }
             Ok(())
+        })
+    }
+
+    fn verify_members(&self, scrub: bool) -> BoxFuture<'_, Result<Verification, ApiError>> {
+        Box::pin(async move {
+            let verified = self.leading()?.verify(scrub).await;
+            verified.map_err(|error| ApiError::Busy(format!("nothing was compared: {error}")))
         })
     }
 

@@ -203,11 +203,11 @@ fn plan_in_place(
     let present_keyring = keys.barrier().keyring();
     let terms: BTreeMap<_, _> =
         present_keyring.barrier_terms().iter().map(|term| (term.term, &term.key)).collect();
-    let same = keyring.path_key().expose() == present_keyring.path_key().expose()
+    let same = keyring.path_key().ct_eq(present_keyring.path_key())
         && keyring
             .barrier_terms()
             .iter()
-            .all(|term| terms.get(&term.term).is_some_and(|present| present.expose() == term.key.expose()));
+            .all(|term| terms.get(&term.term).is_some_and(|present| present.ct_eq(&term.key)));
     let tokens = keys
         .barrier()
         .seal_folder(MountId::VAULT, &["token"])

@@ -197,6 +197,11 @@ impl DiskWriter {
         digest(&self.meta.lanes, &self.meta.end.window_hash, &self.meta.end.applied)
     }
 
+    /// The digest at a checkpoint, if it is remembered.
+    pub fn digest_at(&self, index: u64) -> Option<[u8; 32]> {
+        self.meta.ring.iter().find(|(at, _)| *at == index).map(|(_, digest)| *digest)
+    }
+
     /// Writes one batch. Gives the index of a checkpoint whose digest is not the proposer's.
     fn write(&mut self, tree: &StateTree, batch: &Batch) -> Result<Option<u64>, StorageError> {
         for (key, Changed { row, before }) in &batch.rows {
@@ -218,10 +223,9 @@ impl DiskWriter {
         let digest = self.digest();
         let mut mismatch = None;
         if let Some(mark) = batch.checkpoint {
-            let known = |index| self.meta.ring.iter().find(|(at, _)| *at == index).map(|(_, d)| *d);
-            mismatch = mark
-                .of
-                .and_then(|(index, theirs)| known(index).is_some_and(|ours| ours != theirs).then_some(index));
+            mismatch = mark.of.and_then(|(index, theirs)| {
+                self.digest_at(index).is_some_and(|ours| ours != theirs).then_some(index)
+            });
             self.meta.ring.push_back((batch.last_index(), digest));
             if self.meta.ring.len() > RING {
                 self.meta.ring.pop_front();

@@ -177,6 +177,9 @@ pub trait SealedState: Send + Sync + 'static {
     /// Brings everything applied so far to the disk, then calls `done`.
     fn flush(&self, done: Done);
 
+    /// The digest at a checkpoint, of the latest ones; it is there once the checkpoint was flushed.
+    fn digest_at(&self, index: u64) -> Option<[u8; 32]>;
+
     /// The newest digest that was computed at a checkpoint.
     fn digest(&self) -> Option<(u64, [u8; 32])>;
 

@@ -271,6 +271,10 @@ impl SealedState for TreeState {
         self.shared.signals.request(index, done);
     }
 
+    fn digest_at(&self, index: u64) -> Option<[u8; 32]> {
+        self.shared.writer.lock().digest_at(index)
+    }
+
     fn digest(&self) -> Option<(u64, [u8; 32])> {
         *self.shared.digest.read()
     }

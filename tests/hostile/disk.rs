@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use common::one;
+use common::{one, ready};
 use keystead::seal::{Access, SealConfig};
+use keystead_chaos::wait;
 
 use crate::{
     common, rekey,
@@ -146,4 +147,52 @@ async fn case_28_what_led_to_the_former_root_key_put_back_opens_nothing() {
     assert!(error.contains("digest") && error.contains("peers"), "{error}");
     node.health(&[500], Duration::from_secs(2)).await.unwrap();
     assert!(node.unseal(&new[..2]).await.is_err(), "a node that met that serves nothing any more");
+}
+
+#[tokio::test]
+async fn a_state_that_differs_from_the_others_is_named_while_all_serve() {
+    let cluster = ready().await;
+    let leader = cluster.leader().await.unwrap();
+    let odd = cluster.others(leader)[0];
+    cluster.at(leader).put("account", &serde_json::json!({ "role": "reader" })).await.unwrap();
+    let verify = async |flags: &[&str]| {
+        let args: Vec<&str> = ["operator", "raft", "verify"].iter().chain(flags).copied().collect();
+        cluster.cli(leader).run(&args).await.unwrap()
+    };
+    for flags in [&[][..], &["-scrub"]] {
+        let alike = verify(flags).await;
+        assert_eq!((alike.code, alike.stdout.matches("agrees").count()), (0, 3), "{alike:?}");
+    }
+    // One bit of one sealed value on one disk, with a checksum that fits; nobody opens that node.
+    let node = cluster.at(odd);
+    node.stop().await.unwrap();
+    let rows = sealed_rows(&node.data());
+    let (at, row) = rows.iter().max_by_key(|(_, row)| row.len()).unwrap();
+    let mut changed = row[..row.len() - 4].to_vec();
+    *changed.last_mut().unwrap() ^= 1;
+    changed.extend_from_slice(&crc32fast::hash(&changed).to_be_bytes());
+    state_rows::write([(at, Some(changed.as_slice()))]);
+    node.start().await.unwrap();
+    cluster.serves(leader, Duration::from_secs(30)).await.unwrap();
+
+    let scrubbed = wait::until("the scrub to find it", Duration::from_secs(30), || async {
+        let output = verify(&["-scrub"]).await;
+        // A member that has just been started may be out of reach yet.
+        if output.stdout.contains("digest that it should have") {
+            Ok(output)
+        } else {
+            Err(format!("{output:?}"))
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!((scrubbed.code, scrubbed.stdout.matches("agrees").count()), (2, 2), "{scrubbed:?}");
+    let line = scrubbed.stdout.lines().find(|line| line.contains("digest that it should have")).unwrap();
+    assert!(line.starts_with(&node.name()), "{line}");
+    cluster.serves(leader, Duration::from_secs(30)).await.unwrap();
+    // One that is away is no proof of anything.
+    node.kill();
+    let away = verify(&["-format=json"]).await;
+    let document: serde_json::Value = serde_json::from_str(&away.stdout).unwrap();
+    assert_eq!((away.code, &document["agree"]), (2, &serde_json::json!(false)), "{away:?}");
 }

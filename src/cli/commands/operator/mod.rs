@@ -205,6 +205,15 @@ pub const COMMANDS: &[Command] = &[
         ..Command::DEFAULT
     },
     Command {
+        name: "operator raft verify",
+        synopsis: "Compares the states of all members",
+        about: "Compares the states of all members at one entry, while they serve; sealed ones, too. The exit code is 0 if all\n\
+                are alike, 2 if one differs or cannot be asked. With -scrub every member reads all of its state before.",
+        flags: raft::VERIFY_FLAGS,
+        run: Some(raft::verify),
+        ..Command::DEFAULT
+    },
+    Command {
         name: "operator raft remove-peer",
         synopsis: "Removes a member",
         arguments: "[options] ID",

@@ -59,6 +59,47 @@ fn peers_table(servers: &[Value]) -> String {
     output::table(&["Node", "Address", "State", "Voter"], &servers.iter().map(row).collect::<Vec<_>>())
 }
 
+/// Exit code when a member differs, or cannot be asked.
+const NOT_ALIKE: i32 = 2;
+
+pub const VERIFY_FLAGS: &[Flag] =
+    &[Flag::new("scrub", Kind::Bool, "Have every member read all of its state from the disk before.")];
+
+pub fn verify(invocation: &mut Invocation<'_, '_>) -> Outcome {
+    expect(invocation, &[0], "0")?;
+    let body = json!({"scrub": invocation.flags.bool("scrub")});
+    let session = invocation.session()?;
+    let answer = session.send("PUT", "sys/storage/raft/verify", Some(&body));
+    let answer = answer.map_err(|error| invocation.refused("Error comparing the members", &error))?;
+    let data = answer.and_then(|secret| secret.data).unwrap_or_default();
+    let agree = data.get("agree").and_then(Value::as_bool).unwrap_or(false);
+    let code = if agree { 0 } else { NOT_ALIKE };
+    let (ui, format) = invocation.printer();
+    if format != Format::Table {
+        let fields = data.into_iter().collect::<Vec<_>>();
+        return match output::print(ui, format, Document::object(fields)) {
+            0 => Ok(code),
+            failed => Err(failed),
+        };
+    }
+    let servers = data.get("servers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let row = |server: &Value| {
+        let text = |key: &str| server.get(key).map(output::go).unwrap_or_default();
+        let state = match (server["agrees"] == true, text("error")) {
+            (true, _) => "agrees".to_owned(),
+            (false, error) if error.is_empty() => "DIFFERS".to_owned(),
+            (false, error) => format!("not compared: {error}"),
+        };
+        vec![text("node_id"), text("digest").chars().take(16).collect(), state]
+    };
+    ui.output(&format!("Entry {}", data.get("index").map(output::go).unwrap_or_default()));
+    ui.output(&output::table(&["Node", "Digest", "State"], &servers.iter().map(row).collect::<Vec<_>>()));
+    if servers.iter().any(|server| server["agrees"] != true && server["error"] == "") {
+        ui.warn("The state of a member differs from the others': stop it, run \"operator raft rebuild\", and start it, so that it gets everything anew.");
+    }
+    Ok(code)
+}
+
 pub fn remove_peer(invocation: &mut Invocation<'_, '_>) -> Outcome {
     expect(invocation, &[1], "1")?;
     let body = json!({"server_id": invocation.args[0].trim()});
