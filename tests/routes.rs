@@ -183,7 +183,17 @@ async fn a_standby_redirects_what_it_would_forward_and_serves_the_rest() {
 }
 
 async fn only_the_node_itself_is_answered_for(cluster: &Cluster) {
+    let initialized = cluster.at(0).seal_status().await.unwrap()["initialized"] == true;
     for visit in visits().iter().filter(|visit| !visit.route.raw) {
+        // A node that belongs to no vault takes a snapshot from anybody, as it takes an init, and this is none.
+        if !initialized
+            && visit.name().starts_with("PUT sys/storage/raft/snapshot")
+            && !visit.name().contains("auto")
+        {
+            let answer = visit.send(&cluster.at(0).client().without_token(), &[]).await;
+            assert!(answer.status == 400 && answer.errors().contains("no snapshot"), "{}", answer.text());
+            continue;
+        }
         for client in [cluster.at(0).client(), cluster.at(0).client().without_token()] {
             let answer = visit.send(&client, &[]).await;
             assert_eq!(answer.status, 503, "{}: {}", visit.name(), answer.text());

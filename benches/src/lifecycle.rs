@@ -13,7 +13,7 @@ use crate::{
     rates::{client_tls, fill},
     report::{Due, Report},
     requests::{self, Kind},
-    token, usage,
+    snapshot, token, usage,
 };
 
 const MIB: f64 = 1_048_576.0;
@@ -42,6 +42,9 @@ pub async fn all(args: &Args, report: &mut Report) -> Result<()> {
     }
     if args.wants("time/transfer") {
         Box::pin(transfer(args, report)).await?;
+    }
+    if args.wants_long("snapshot") {
+        Box::pin(snapshot::all(args, report)).await?;
     }
     if args.wants_long("time/restart") {
         Box::pin(restart(args, report)).await?;

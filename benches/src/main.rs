@@ -15,6 +15,7 @@ mod load;
 mod rates;
 mod report;
 mod requests;
+mod snapshot;
 mod token;
 mod usage;
 
