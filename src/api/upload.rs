@@ -48,7 +48,7 @@ pub async fn receive(
     request: &Request,
     body: Body,
 ) -> Result<Upload, ApiError> {
-    let (dir, mut room) = match core.admit_upload(request).await {
+    let (upload, mut room) = match core.admit_upload(request).await {
         Ok(admitted) => admitted,
         Err(error) => {
             discard(body).await;
@@ -60,8 +60,6 @@ pub async fn receive(
     if promised.is_some_and(|bytes: u64| bytes > room) {
         return Err(no_room(room));
     }
-    let path = dir.join(format!("spool-upload-{:016x}", keystead_raft::fresh_incarnation()));
-    let upload = Upload::at(path);
     let file = create(upload.path()).map_err(|error| failed(&error))?;
     let (pieces, waiting) = mpsc::channel::<Bytes>(8);
     let writing = tokio::task::spawn_blocking(move || write(file, waiting));

@@ -75,7 +75,7 @@ use self::{
     leader::{LatchKey, Led},
     mounts::{DEFAULT_LEASE_TTL_S, MOUNTS_PATH, MountCache, MountTable},
     node_ops::{NodeOps, Unsealed},
-    request::{Operation, Request},
+    request::{Operation, Request, Upload},
     response::{Answer, Response},
     router::{Handler, Place, Route},
     running::RunningRequests,
@@ -93,6 +93,8 @@ const RAFT: &str = "raft";
 /// How often a request runs again because what it had read changed under it, before the client is told to come
 /// back.
 const MAX_RERUNS: usize = 32;
+/// Long bodies that are received, or worked on, at a time.
+const UPLOADS: usize = 2;
 
 /// What can be set.
 #[derive(Debug, Clone)]
@@ -139,6 +141,7 @@ pub struct Core {
     running: RunningRequests,
     counts: Counts,
     rewrap: tokio::sync::Mutex<rewrap::Rewrap>,
+    uploads: Arc<tokio::sync::Semaphore>,
     /// What the operator should see in `status`.
     warnings: Mutex<Vec<String>>,
     /// Where requests run, whichever runtime hands them over: those of the cluster port belong to consensus.
@@ -161,6 +164,7 @@ impl Core {
             running: RunningRequests::default(),
             counts: Counts::new(),
             rewrap: tokio::sync::Mutex::default(),
+            uploads: Arc::new(tokio::sync::Semaphore::new(UPLOADS)),
             warnings: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
         })
@@ -229,7 +233,7 @@ impl Core {
     }
 
     /// Whether the sender of a long body may send it, before it is received; where it is put, and the room there is.
-    pub(crate) async fn admit_upload(&self, request: &Request) -> Result<(PathBuf, u64), ApiError> {
+    pub(crate) async fn admit_upload(&self, request: &Request) -> Result<(Upload, u64), ApiError> {
         if !self.node.awaits_backup() {
             let route = router::find(&request.path, request.operation);
             if self.node.unsealed().is_none() {
@@ -237,7 +241,13 @@ impl Core {
             }
             self.read(request, &route).await?;
         }
-        self.spool()
+        // Before a node belongs to a vault anybody may send it one.
+        let turn = Arc::clone(&self.uploads).try_acquire_owned();
+        let turn =
+            turn.map_err(|_| ApiError::Busy("other snapshots are being received; try again".to_owned()))?;
+        let (dir, room) = self.spool()?;
+        let path = dir.join(format!("spool-upload-{:016x}", keystead_raft::fresh_incarnation()));
+        Ok((Upload::in_turn(path, turn), room))
     }
 
     /// Restores the backup that is a request's body.

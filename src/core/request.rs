@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use bincode::{Decode, Encode};
 use keystead_storage::RequestId;
 use serde_json::{Map, Value};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     codec,
@@ -54,28 +55,38 @@ impl Operation {
 }
 
 /// A request's body in a file of its own, which goes with it.
-pub struct Upload(PathBuf);
+pub struct Upload {
+    path: PathBuf,
+    /// Goes back when the request is done.
+    _turn: Option<OwnedSemaphorePermit>,
+}
 
 impl Upload {
     /// The file at `path`, whether it is there yet or not.
     #[must_use]
     pub fn at(path: PathBuf) -> Self {
-        Self(path)
+        Self { path, _turn: None }
+    }
+
+    /// The same, of which there are only so many at a time.
+    #[must_use]
+    pub fn in_turn(path: PathBuf, turn: OwnedSemaphorePermit) -> Self {
+        Self { path, _turn: Some(turn) }
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.0)
+        if let Err(error) = std::fs::remove_file(&self.path)
             && error.kind() != std::io::ErrorKind::NotFound
         {
-            tracing::warn!(%error, path = %self.0.display(), "a spooled request body cannot be removed; the next start does it");
+            tracing::warn!(%error, path = %self.path.display(), "a spooled request body cannot be removed; the next start does it");
         }
     }
 }
