@@ -215,6 +215,7 @@ async fn case_25_a_wrap_offered_as_challenge_is_not_opened_for_the_impostor() {
             "challenge",
             "cluster_addr",
             "csr",
+            "feature_level",
             "incarnation",
             "mac",
             "non_voter",
