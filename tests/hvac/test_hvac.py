@@ -40,6 +40,19 @@ class Place:
     def leads(self):
         return self.variable == "KEYSTEAD_LEADER"
 
+    def test_a_snapshot_is_taken_and_restored(self):
+        path = self.path("snapshot")
+        self.kv2.create_or_update_secret(path, secret={"n": 1})
+        snapshot = self.client.sys.take_raft_snapshot().content
+        self.assertEqual(snapshot[:2], b"\x1f\x8b")
+        self.kv2.create_or_update_secret(path, secret={"n": 2})
+        with self.assertRaises(exceptions.InvalidRequest):
+            self.client.sys.restore_raft_snapshot(snapshot[:-100])
+        self.assertEqual(self.kv2.read_secret_version(path, raise_on_deleted_version=True)["data"]["data"], {"n": 2})
+        # A standby names the leader, and the client goes there.
+        self.assertEqual(self.client.sys.restore_raft_snapshot(snapshot).status_code, 204)
+        self.assertEqual(self.kv2.read_secret_version(path, raise_on_deleted_version=True)["data"]["data"], {"n": 1})
+
     def test_a_client_with_the_token_is_authenticated(self):
         self.assertTrue(self.client.is_authenticated())
         own = self.client.auth.token.lookup_self()["data"]
