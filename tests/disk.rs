@@ -359,3 +359,63 @@ async fn a_failed_sync_or_write_stops_the_node_and_another_leads() {
     }
     all_is_well(&cluster, load).await;
 }
+
+/// Runs a command about snapshots.
+async fn snapshot(cluster: &Cluster, at: usize, args: &[&str]) -> keystead_chaos::Output {
+    let args: Vec<&str> = ["operator", "raft", "snapshot"].iter().chain(args).copied().collect();
+    cluster.cli(at).run(&args).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_snapshot_is_neither_taken_nor_restored_without_room_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some((cluster, disks)) = on_small_disks(directory.path()).await else { return };
+    for n in 0..40 {
+        let value = format!("{n}-{}", "x".repeat(400 << 10));
+        cluster.at(0).put(&format!("large/{n}"), &json!({ "value": value })).await.unwrap();
+    }
+    let leader = cluster.leader().await.unwrap();
+    let follower = cluster.others(leader)[0];
+    let file = |name: &str| cluster.directory().join(name).display().to_string();
+    let spooled = |at: usize| std::fs::read_dir(disks[at].0.join("data/snapshots")).unwrap().count();
+
+    // Almost full: that node takes none, the others do.
+    disks[follower].leave_mib(20);
+    health(&cluster, follower, &[429], Some("almost full")).await;
+    let refused = snapshot(&cluster, follower, &["save", &file("none")]).await;
+    assert!(refused.code == 2 && refused.stderr.contains("Code: 507"), "{refused:?}");
+    assert!(refused.stderr.contains("another node") && !Path::new(&file("none")).exists(), "{refused:?}");
+    let saved = snapshot(&cluster, leader, &["save", &file("good")]).await;
+    assert_eq!(saved.code, 0, "{saved:?}");
+    disks[follower].clear();
+    health(&cluster, follower, &[429], None).await;
+    cluster.at(0).put("later", &json!({ "n": 1 })).await.unwrap();
+
+    // Some room, and not for all of it: nothing is changed, and nothing is left lying about.
+    let before = spooled(leader);
+    disks[leader].leave_mib(44);
+    let refused = snapshot(&cluster, leader, &["restore", &file("good")]).await;
+    assert!(refused.code == 2 && refused.stderr.contains("Code: 507"), "{refused:?}");
+    assert!(refused.stderr.contains("free space"), "the remedy is named: {refused:?}");
+    assert_eq!(cluster.at(follower).get("later").await.unwrap().unwrap()["n"], 1);
+    assert_eq!(spooled(leader), before);
+    disks[leader].clear();
+    // A follower that can not take it all keeps nobody from deciding, and has the same when there is room again.
+    wait::until("the restore to succeed", SOON * 3, || async {
+        let restored = snapshot(&cluster, leader, &["restore", &file("good")]).await;
+        if restored.code == 0 { Ok(()) } else { Err(format!("{restored:?}")) }
+    })
+    .await
+    .unwrap();
+    for at in 0..3 {
+        wait::until("the restored state", SOON, || async {
+            match cluster.at(at).get("later").await.map_err(|error| error.to_string())? {
+                None => Ok(()),
+                Some(found) => Err(found.to_string()),
+            }
+        })
+        .await
+        .unwrap();
+        assert!(cluster.at(at).get("large/39").await.unwrap().is_some());
+    }
+}

@@ -46,15 +46,23 @@ pub async fn receive(
     rules: &ListenerRules,
     parts: &Parts,
     request: &Request,
-    body: Body,
+    mut body: Body,
 ) -> Result<Upload, ApiError> {
-    let (upload, mut room) = match core.admit_upload(request).await {
-        Ok(admitted) => admitted,
-        Err(error) => {
-            discard(body).await;
-            return Err(error);
-        }
-    };
+    let received = take(core, rules, parts, request, &mut body).await;
+    if received.is_err() {
+        discard(body).await;
+    }
+    received
+}
+
+async fn take(
+    core: &Core,
+    rules: &ListenerRules,
+    parts: &Parts,
+    request: &Request,
+    body: &mut Body,
+) -> Result<Upload, ApiError> {
+    let (upload, mut room) = core.admit_upload(request).await?;
     let promised =
         parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if promised.is_some_and(|bytes: u64| bytes > room) {
@@ -63,7 +71,6 @@ pub async fn receive(
     let file = create(upload.path()).map_err(|error| failed(&error))?;
     let (pieces, waiting) = mpsc::channel::<Bytes>(8);
     let writing = tokio::task::spawn_blocking(move || write(file, waiting));
-    let mut body = body;
     let mut taken: u64 = 0;
     let mut look_at = LOOK_BYTES;
     loop {
@@ -97,8 +104,8 @@ pub async fn receive(
 
 /// Reads on a while for who is refused: a client that is still sending when the connection ends may not see why.
 async fn discard(mut body: Body) {
-    const MOST_BYTES: usize = 16 << 20;
-    const LONGEST: std::time::Duration = std::time::Duration::from_secs(2);
+    const MOST_BYTES: usize = 512 << 20;
+    const LONGEST: std::time::Duration = std::time::Duration::from_secs(5);
     let reading = async {
         let mut taken = 0;
         while taken < MOST_BYTES
