@@ -212,3 +212,102 @@ async fn whoever_dies_in_the_middle_leaves_the_old_state_or_the_new_one() {
     assert_eq!(value(&cluster, leader, "many/79").await, Some(1));
     digests::equal(&cluster).await;
 }
+
+/// Runs a restore with shares of the snapshot's time.
+async fn with_shares(cluster: &Cluster, at: usize, path: &Path, more: &[&str], shares: &[String]) -> Output {
+    let path = path.display().to_string();
+    let mut args: Vec<&str> =
+        ["restore", "-shares"].iter().chain(more).copied().chain([path.as_str()]).collect();
+    args.extend(shares.iter().map(String::as_str));
+    snapshot(cluster, at, &args).await
+}
+
+#[tokio::test]
+async fn shares_of_its_time_bring_back_a_snapshot_from_before_a_rekey() {
+    let mut cluster = ready().await;
+    let leader = cluster.leader().await.unwrap();
+    cluster.at(0).put("kept", &json!({ "n": 1 })).await.unwrap();
+    let path = save(&cluster, leader, "old.snap").await;
+    cluster.at(0).put("kept", &json!({ "n": 2 })).await.unwrap();
+    let old = cluster.shares().to_vec();
+    let node = cluster.at(leader);
+    let numbers = json!({ "secret_shares": 5, "secret_threshold": 3 });
+    let begun = node.call("PUT", "sys/rekey/init", Some(&numbers)).await.unwrap().ok().unwrap().json();
+    let mut made = begun.clone();
+    for share in &old {
+        let body = json!({ "key": share, "nonce": begun["nonce"] });
+        made = node.call("PUT", "sys/rekey/update", Some(&body)).await.unwrap().ok().unwrap().json();
+    }
+    let new: Vec<String> = serde_json::from_value(made["keys_base64"].clone()).unwrap();
+
+    let refused = restore(&cluster, leader, &path, &[]).await;
+    assert!(refused.code == 2 && refused.stderr.contains("-shares"), "the remedy is named: {refused:?}");
+    let wrong = with_shares(&cluster, leader, &path, &[], &new[..3]).await;
+    assert!(wrong.code == 2 && wrong.stderr.contains("refused"), "{wrong:?}");
+    assert_eq!(value(&cluster, 0, "kept").await, Some(2));
+    let follower = cluster.others(leader)[0];
+    assert_silent(&with_shares(&cluster, follower, &path, &[], &old).await);
+    for at in 0..3 {
+        assert_eq!(value(&cluster, at, "kept").await, Some(1), "on {at}");
+    }
+    // The present shares stay the ones that open.
+    cluster.at(follower).stop().await.unwrap();
+    cluster.at(follower).start().await.unwrap();
+    assert!(cluster.at(follower).unseal(&old).await.is_err());
+    cluster.replace_shares(new);
+    cluster.unseal(cluster.at(follower)).await.unwrap();
+    wait::until("the node to serve it", SOON, || async {
+        let found = cluster.at(follower).get("kept").await.map_err(|error| error.to_string())?;
+        if found.as_ref().is_some_and(|found| found["n"] == 1) { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await
+    .unwrap();
+    digests::equal(&cluster).await;
+}
+
+#[tokio::test]
+async fn another_clusters_snapshot_is_taken_over_with_its_own_shares() {
+    let (cluster, other) = (ready().await, ready().await);
+    for n in 0..30 {
+        other.at(n % 3).put(&format!("theirs/{n}"), &json!({ "n": n })).await.unwrap();
+    }
+    let foreign = save(&other, 0, "other.snap").await;
+    cluster.at(0).put("ours", &json!({ "n": 1 })).await.unwrap();
+    let leader = cluster.leader().await.unwrap();
+    let unforced = with_shares(&cluster, leader, &foreign, &[], other.shares()).await;
+    assert!(unforced.code == 2 && unforced.stderr.contains("snapshot-force"), "{unforced:?}");
+    let ours = with_shares(&cluster, leader, &foreign, &["-force"], cluster.shares()).await;
+    assert!(ours.code == 2 && ours.stderr.contains("another vault"), "{ours:?}");
+    let stranger = other.keys().root_token.clone();
+
+    // No token is in both vaults: key holders make one afterwards, with the shares of the cluster that it is.
+    assert_silent(&with_shares(&cluster, leader, &foreign, &["-force"], other.shares()).await);
+    let node = cluster.at(leader);
+    for token in [&stranger, &cluster.keys().root_token] {
+        let client = node.client().with_token(token);
+        assert_eq!(client.call("GET", "auth/token/lookup-self", None).await.unwrap().status, 403);
+    }
+    let begun = node.call("PUT", "sys/generate-root/attempt", Some(&json!({}))).await.unwrap();
+    assert_eq!(begun.status, 403, "a token that is none is not looked over: {}", begun.text());
+    let client = node.client().without_token();
+    let begun =
+        client.call("PUT", "sys/generate-root/attempt", Some(&json!({}))).await.unwrap().ok().unwrap().json();
+    let mut made = begun.clone();
+    for share in cluster.shares() {
+        let body = json!({ "key": share, "nonce": begun["nonce"] });
+        made =
+            client.call("PUT", "sys/generate-root/update", Some(&body)).await.unwrap().ok().unwrap().json();
+    }
+    let decode = format!("-decode={}", made["encoded_token"].as_str().unwrap());
+    let otp = format!("-otp={}", begun["otp"].as_str().unwrap());
+    let token = cluster.cli(leader).run(&["operator", "generate-root", &decode, &otp]).await.unwrap();
+    for at in 0..3 {
+        cluster.at(at).set_token(token.stdout.trim());
+        for n in 0..30 {
+            assert_eq!(value(&cluster, at, &format!("theirs/{n}")).await, Some(n), "{n} on {at}");
+        }
+        assert_eq!(value(&cluster, at, "ours").await, None);
+    }
+    cluster.at(0).put("theirs/0", &json!({ "n": 100 })).await.unwrap();
+    digests::equal(&cluster).await;
+}

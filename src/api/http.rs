@@ -114,6 +114,8 @@ async fn handle(shared: Shared, request: axum::extract::Request) -> Response {
                     let query = parse_query(parts.uri.query().unwrap_or_default()).unwrap_or_default();
                     let revoke = query.get("revoke_tokens").and_then(Value::as_str);
                     request.revoke_tokens = revoke.and_then(parse_bool) == Some(true);
+                    let root = text(&parts.headers, upload::ROOT_HEADER);
+                    request.snapshot_root = root.map(|root| SecretString::new(root.to_owned()));
                     Ok(request)
                 }
                 Err(error) => Err(error),

@@ -20,6 +20,7 @@ use std::{
 };
 
 pub use self::rules::{ListenerRules, MAX_CONNECTIONS, ResponseHeaders};
+pub use self::upload::ROOT_HEADER;
 use self::{
     http::{Client, Shared, answer},
     paced::{Activity, Paced},

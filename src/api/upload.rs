@@ -24,6 +24,8 @@ use crate::core::{
 
 /// Where snapshots are sent to.
 const PATHS: [&str; 2] = ["sys/storage/raft/snapshot", "sys/storage/raft/snapshot-force"];
+/// The root key of a snapshot that the present one does not open.
+pub const ROOT_HEADER: &str = "x-keystead-snapshot-root";
 /// Bytes after which the disk is looked at again.
 const LOOK_BYTES: u64 = 4 << 20;
 

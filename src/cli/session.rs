@@ -264,9 +264,11 @@ impl Session {
         path: &str,
         query: &[(&str, &str)],
         file: &std::path::Path,
+        header: Option<(HeaderName, HeaderValue)>,
         progress: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<Response, ApiError> {
-        let headers = self.extra_headers();
+        let mut headers = self.extra_headers();
+        headers.extend(header);
         let target = target(path, query);
         let answer = self.client.upload(&target, file, &headers, progress);
         let response = self.runtime.block_on(answer).map_err(ApiError::Client)?;

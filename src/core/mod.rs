@@ -74,7 +74,7 @@ use self::{
     latches::Latches,
     leader::{LatchKey, Led},
     mounts::{DEFAULT_LEASE_TTL_S, MOUNTS_PATH, MountCache, MountTable},
-    node_ops::{NodeOps, Unsealed},
+    node_ops::{NodeOps, RestoreRequest, Unsealed},
     request::{Operation, Request, Upload},
     response::{Answer, Response},
     router::{Handler, Place, Route},
@@ -85,7 +85,7 @@ use self::{
 use crate::{
     barrier::MountId,
     engines::{self, EngineRequest},
-    secret::SecretString,
+    secret::{RootKey, SecretString},
 };
 
 /// The storage that several nodes can share.
@@ -256,7 +256,12 @@ impl Core {
         let archive =
             archive.ok_or_else(|| ApiError::invalid("the snapshot is expected in the request's body"))?;
         let force = request.path.as_str().ends_with("-force");
-        self.node.restore_snapshot(archive, force, request.revoke_tokens).await?;
+        let root = match &request.snapshot_root {
+            None => None,
+            Some(text) => Some(root_key(text)?),
+        };
+        let revoke_tokens = request.revoke_tokens;
+        self.node.restore_snapshot(RestoreRequest { archive, force, revoke_tokens, root }).await?;
         self.forget();
         Ok(Answer::NoContent)
     }
@@ -407,6 +412,17 @@ impl Core {
         };
         engines::handle(&below, txn)
     }
+}
+
+/// A root key in base64, as the command line sends that of a snapshot.
+fn root_key(text: &SecretString) -> Result<RootKey, ApiError> {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let malformed = || ApiError::invalid("the root key of the snapshot cannot be read");
+    let mut bytes = zeroize::Zeroizing::new([0; 33]);
+    // A buffer that has room for one more shows what is too long, and no copy is left behind.
+    let length = STANDARD.decode_slice(text.expose(), &mut bytes[..]).map_err(|_| malformed())?;
+    let key = bytes[..length].try_into().map_err(|_| malformed())?;
+    Ok(RootKey::from_bytes(key))
 }
 
 /// The first records of a vault, sealed: the mount table and the root token.

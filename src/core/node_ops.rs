@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     barrier::{Barrier, VaultId},
-    secret::SecretString,
+    secret::{RootKey, SecretString},
 };
 
 /// What exists only while this node is unsealed.
@@ -299,6 +299,18 @@ pub struct UnsealRequest {
     pub migrate: bool,
     /// Asks for the other members, too, once the shares are complete.
     pub cluster: bool,
+}
+
+/// A backup that is to become the state again.
+pub struct RestoreRequest {
+    /// The archive.
+    pub archive: PathBuf,
+    /// It may be of another vault.
+    pub force: bool,
+    /// No token stays valid.
+    pub revoke_tokens: bool,
+    /// The root key of its time, where that is not the present one.
+    pub root: Option<RootKey>,
 }
 
 /// Who wants the shares given so far to be forgotten.
@@ -620,12 +632,7 @@ pub trait NodeOps: MemberOps {
     ///
     /// # Errors
     /// 400 for a backup that cannot be used; 503 and 507 when nothing was changed; after 409 it may have been restored.
-    fn restore_snapshot(
-        &self,
-        archive: PathBuf,
-        force: bool,
-        revoke_tokens: bool,
-    ) -> BoxFuture<'_, Result<(), ApiError>>;
+    fn restore_snapshot(&self, request: RestoreRequest) -> BoxFuture<'_, Result<(), ApiError>>;
     /// Makes a backup of the whole vault.
     fn save_snapshot(&self) -> BoxFuture<'_, Result<Download, ApiError>>;
     /// Whether scheduled snapshots may be put into a directory of this node.

@@ -127,6 +127,8 @@ pub struct Request {
     pub upload: Option<Upload>,
     /// A restore is to leave no token. Never forwarded.
     pub revoke_tokens: bool,
+    /// The root key of the snapshot in the body, in base64. Never forwarded.
+    pub snapshot_root: Option<SecretString>,
 }
 
 /// What a client sent is secret, or may be: the texts among its fields are wiped.
@@ -178,6 +180,7 @@ impl Request {
             no_unseal_reset: false,
             upload: None,
             revoke_tokens: false,
+            snapshot_root: None,
         }
     }
 
@@ -222,6 +225,7 @@ impl Request {
             no_unseal_reset: false,
             upload: None,
             revoke_tokens: false,
+            snapshot_root: None,
         })
     }
 }

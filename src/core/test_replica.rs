@@ -28,7 +28,7 @@ use super::{
     node_ops::{
         BreakGlassRequest, CeremonyMember, GenerateRootRequest, HaNode, HealthFacts, InitRequest,
         InitResponse, JoinRequest, KeyStatus, LeaderStatus, NodeOps, RaftServer, RekeyRequest, RekeyTarget,
-        SealBackend, SealStatus, SealWrap, ShareFacts, UnsealRequest, Unsealed, WrapState,
+        RestoreRequest, SealBackend, SealStatus, SealWrap, ShareFacts, UnsealRequest, Unsealed, WrapState,
     },
     path::RequestPath,
     request::{Operation, Request},
@@ -438,12 +438,7 @@ impl NodeOps for FakeNode {
         false
     }
 
-    fn restore_snapshot(
-        &self,
-        _archive: PathBuf,
-        _force: bool,
-        _revoke_tokens: bool,
-    ) -> BoxFuture<'_, Result<(), ApiError>> {
+    fn restore_snapshot(&self, _request: RestoreRequest) -> BoxFuture<'_, Result<(), ApiError>> {
         Box::pin(async { Err(ApiError::Sealed) })
     }
 

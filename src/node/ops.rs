@@ -15,7 +15,7 @@ use crate::core::{
     node_ops::{
         BreakGlassRequest, CeremonyMember, GenerateRootRequest, HaNode, HealthFacts, InitRequest,
         InitResponse, JoinRequest, KeyStatus, LeaderStatus, NodeOps, RaftServer, RekeyRequest, RekeyTarget,
-        SealBackend, SealStatus, SealWrap, ShareFacts, UnsealRequest, Unsealed,
+        RestoreRequest, SealBackend, SealStatus, SealWrap, ShareFacts, UnsealRequest, Unsealed,
     },
     response::Download,
 };
@@ -312,18 +312,13 @@ impl NodeOps for Node {
         Node::replica(self).is_none()
     }
 
-    fn restore_snapshot(
-        &self,
-        archive: PathBuf,
-        force: bool,
-        revoke_tokens: bool,
-    ) -> BoxFuture<'_, Result<(), ApiError>> {
+    fn restore_snapshot(&self, request: RestoreRequest) -> BoxFuture<'_, Result<(), ApiError>> {
         // One that has begun is carried through although the client may go.
         let node = self.arc();
         Box::pin(async move {
             match Node::replica(&node) {
-                None => node.keep_until_opened(&archive).await,
-                Some(_) => node.restore_in_place(&archive, force, revoke_tokens).await,
+                None => node.keep_until_opened(&request.archive).await,
+                Some(_) => node.restore_in_place(request).await,
             }
         })
     }

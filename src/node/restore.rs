@@ -23,7 +23,7 @@ use super::{Node, OpenKeys, records};
 use crate::{
     backup::{self, Backup, BackupError, KeyRecords},
     barrier::{Barrier, MountId},
-    core::{error::ApiError, request::fresh_id, txn::open_any},
+    core::{error::ApiError, node_ops::RestoreRequest, request::fresh_id, txn::open_any},
     secret::random_array,
 };
 
@@ -107,12 +107,8 @@ impl Node {
     /// # Errors
     /// 400 for an archive that is damaged, forged, or of another vault or root key; 503 when leadership was lost: nothing
     /// was changed then. After 409 it may have been restored.
-    pub(super) async fn restore_in_place(
-        &self,
-        archive: &Path,
-        force: bool,
-        revoke_tokens: bool,
-    ) -> Result<(), ApiError> {
+    pub(super) async fn restore_in_place(&self, request: RestoreRequest) -> Result<(), ApiError> {
+        let archive = request.archive.as_path();
         let busy = |_| ApiError::Busy("another restore is running; wait for its end".to_owned());
         let _one = self.restoring.try_lock().map_err(busy)?;
         let began = std::time::Instant::now();
@@ -120,7 +116,7 @@ impl Node {
         let keys = self.keys.read().clone().ok_or(ApiError::Sealed)?;
         self.room_to_restore(archive)?;
         let (backup, found) = judge(archive).await?;
-        let plan = plan_in_place(&replica, &keys, &backup, &found, force, revoke_tokens)?;
+        let plan = plan_in_place(&replica, &keys, &backup, &found, &request)?;
         if let Some(shortage) = replica.shortage() {
             return Err(ApiError::DiskFull(format!("nothing was restored: {shortage}")));
         }
@@ -179,31 +175,35 @@ fn plan_in_place(
     keys: &Arc<OpenKeys>,
     backup: &Backup,
     found: &KeyRecords,
-    force: bool,
-    revoke_tokens: bool,
+    request: &RestoreRequest,
 ) -> Result<Plan, ApiError> {
     let seal = &backup.seal;
     let present = keys.unsealed().vault_id;
-    if seal.vault_id != present {
-        return Err(ApiError::invalid(match force {
-            false => OTHER_KEYS,
-            true => {
-                "the snapshot is of another vault, whose shares alone open it: restore it into a node that is not initialised, and enter them there"
-            }
-        }));
+    if seal.vault_id != present && !request.force {
+        return Err(ApiError::invalid(OTHER_KEYS));
     }
-    let (then, now) = (seal.root_generation, keys.root_generation());
-    if then != now {
-        return Err(ApiError::invalid(format!(
-            "the snapshot was made under root key {then}, and the present one is {now}: its own shares alone open it; restore it into a node that is not initialised, and enter them there"
-        )));
-    }
-    let from = found.open(backup, keys.root()).map_err(bad_archive)?;
+    // What the present root key has not sealed, that of its time has to open.
+    let from = match &request.root {
+        Some(root) => found.open(backup, root).map_err(bad_archive)?,
+        None if seal.vault_id != present => {
+            return Err(ApiError::invalid(
+                "the snapshot is of another vault, whose shares alone open it: give them to `operator raft snapshot restore -force -shares`, or restore it into a node that is not initialised",
+            ));
+        }
+        None if seal.root_generation != keys.root_generation() => {
+            let (then, now) = (seal.root_generation, keys.root_generation());
+            return Err(ApiError::invalid(format!(
+                "the snapshot was made under root key {then}, and the present one is {now}: give the shares of its time to `operator raft snapshot restore -shares`, or restore it into a node that is not initialised"
+            )));
+        }
+        None => found.open(backup, keys.root()).map_err(bad_archive)?,
+    };
     let keyring = from.keyring();
     let present_keyring = keys.barrier().keyring();
     let terms: BTreeMap<_, _> =
         present_keyring.barrier_terms().iter().map(|term| (term.term, &term.key)).collect();
-    let same = keyring.path_key().ct_eq(present_keyring.path_key())
+    let same = seal.vault_id == present
+        && keyring.path_key().ct_eq(present_keyring.path_key())
         && keyring
             .barrier_terms()
             .iter()
@@ -221,7 +221,7 @@ fn plan_in_place(
     let checks = vec![check(records::seal_config_key())?, check(records::keyring_key())?];
     Ok(Plan {
         keep: kept(keys)?,
-        leave_out: revoke_tokens.then(|| tokens.clone()),
+        leave_out: request.revoke_tokens.then(|| tokens.clone()),
         meet: vec![tokens],
         checks,
         reseal: (!same).then(|| Reseal { from, to: Arc::clone(keys) }),

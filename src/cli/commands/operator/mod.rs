@@ -292,11 +292,13 @@ pub const COMMANDS: &[Command] = &[
     Command {
         name: "operator raft snapshot restore",
         synopsis: "Restores a snapshot",
-        arguments: "[options] FILE",
+        arguments: "[options] FILE [SHARE...]",
         about: "Makes the cluster what it was when the snapshot was taken. It stays the cluster that it is, with its members and\n\
                 unseal shares; a token is valid afterwards if it is in the snapshot and was valid before. All of it is\n\
                 restored, or nothing.\n\n    \
                 $ {program} operator raft snapshot restore backup.snap\n\n\
+                One from before a rekey needs -shares, and one of another cluster -force and -shares: unseal shares of its time\n\
+                open it, everything is sealed anew, and the present shares stay the ones that count.\n\n\
                 A node that is not initialised keeps the snapshot until the unseal shares of its time are entered with\n\
                 `operator unseal`; then it leads a new cluster that holds what was saved, and other nodes join it.",
         flags: restore::FLAGS,

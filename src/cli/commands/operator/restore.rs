@@ -2,7 +2,13 @@
 
 use std::{fs::File, path::PathBuf};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::{HeaderName, HeaderValue};
+use zeroize::Zeroizing;
+
 use super::raft::expect;
+use super::snapshot::{config_of, keys_of, root_of};
+use crate::api::ROOT_HEADER;
 use crate::cli::flags::{Flag, Kind};
 use crate::cli::{Invocation, Outcome};
 
@@ -13,10 +19,18 @@ pub const FLAGS: &[Flag] = &[
         Kind::Bool,
         "Leave no token valid, those of the snapshot and the present ones.",
     ),
+    Flag::new(
+        "shares",
+        Kind::Bool,
+        "Open it with unseal shares of its time, asked for, given behind FILE, or (-) read from the standard input.",
+    ),
 ];
 
 pub fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
-    expect(invocation, &[1], "1")?;
+    let shares = invocation.flags.bool("shares");
+    if invocation.args.is_empty() || (!shares && invocation.args.len() > 1) {
+        expect(invocation, &[1], "1")?;
+    }
     let path = PathBuf::from(invocation.args[0].trim());
     if let Err(error) = File::open(&path) {
         invocation.ui.error(&format!("Error opening snapshot file {}: {error}", path.display()));
@@ -30,8 +44,21 @@ pub fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
         true => &[("revoke_tokens", "true")],
         false => &[],
     };
+    let root = if shares { Some(root_header(invocation)?) } else { None };
     let session = invocation.session()?;
-    let answer = session.upload(target, query, &path, |_| {});
+    let answer = session.upload(target, query, &path, root, |_| {});
     answer.map_err(|error| invocation.refused("Error installing the snapshot", &error))?;
     Ok(0)
+}
+
+/// The root key of the snapshot's time, as it is sent: the shares themselves stay here.
+fn root_header(invocation: &mut Invocation<'_, '_>) -> Result<(HeaderName, HeaderValue), i32> {
+    let (_, keys) = keys_of(invocation)?;
+    let config = config_of(invocation, &keys)?;
+    let root = root_of(invocation, &config)?;
+    let text = Zeroizing::new(STANDARD.encode(root.expose()));
+    let mut value = HeaderValue::from_str(&text)
+        .map_err(|error| invocation.fail(&format!("The root key cannot be sent: {error}")))?;
+    value.set_sensitive(true);
+    Ok((HeaderName::from_static(ROOT_HEADER), value))
 }

@@ -230,7 +230,7 @@ fn counts(contents: &Contents) -> Vec<(&'static str, &'static str, Value)> {
     ]
 }
 
-fn keys_of(invocation: &mut Invocation<'_, '_>) -> Result<(Backup, KeyRecords), i32> {
+pub fn keys_of(invocation: &mut Invocation<'_, '_>) -> Result<(Backup, KeyRecords), i32> {
     let mut keys = KeyRecords::default();
     let backup = read(invocation, "Read", |item| {
         keys.take(item);
@@ -239,7 +239,7 @@ fn keys_of(invocation: &mut Invocation<'_, '_>) -> Result<(Backup, KeyRecords), 
     Ok((backup, keys))
 }
 
-fn config_of(invocation: &mut Invocation<'_, '_>, keys: &KeyRecords) -> Result<SealConfig, i32> {
+pub fn config_of(invocation: &mut Invocation<'_, '_>, keys: &KeyRecords) -> Result<SealConfig, i32> {
     keys.seal_config().map_err(|error| invocation.fail(&error.to_string()).max(2))
 }
 
@@ -250,7 +250,7 @@ fn open_all(invocation: &mut Invocation<'_, '_>, barrier: &Barrier) -> Result<Co
 }
 
 /// The root key, from the shares that are given behind the file, on the standard input, or on the terminal.
-fn root_of(invocation: &mut Invocation<'_, '_>, config: &SealConfig) -> Result<RootKey, i32> {
+pub fn root_of(invocation: &mut Invocation<'_, '_>, config: &SealConfig) -> Result<RootKey, i32> {
     let Some(threshold) = config.shamir().map(|(_, set)| usize::from(set.threshold)) else {
         return Err(invocation.fail(
             "This vault is opened by its seals and has no break-glass shares, so that no shares open its snapshots: \
