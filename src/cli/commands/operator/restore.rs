@@ -1,9 +1,15 @@
 //! `operator raft snapshot restore`.
 
-use std::{fs::File, path::PathBuf};
+use std::{
+    fs::File,
+    io::{IsTerminal as _, Write as _},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderName, HeaderValue};
+use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 use super::raft::expect;
@@ -46,9 +52,25 @@ pub fn run(invocation: &mut Invocation<'_, '_>) -> Outcome {
     };
     let root = if shares { Some(root_header(invocation)?) } else { None };
     let session = invocation.session()?;
-    let answer = session.upload(target, query, &path, root, |_| {});
+    let answer = session.upload(target, query, &path, root, sent(std::io::stderr().is_terminal()));
+    invocation.ui.progress("");
     answer.map_err(|error| invocation.refused("Error installing the snapshot", &error))?;
     Ok(0)
+}
+
+/// Says on a terminal how much has been sent, and that the rest is the cluster's work.
+fn sent(terminal: bool) -> impl Fn(u64) + Send + Sync + 'static {
+    const OFTEN: Duration = Duration::from_millis(200);
+    let said = Mutex::new(None::<Instant>);
+    move |bytes| {
+        let mut said = said.lock();
+        if terminal && said.is_none_or(|at| at.elapsed() >= OFTEN) {
+            *said = Some(Instant::now());
+            let mib = bytes as f64 / f64::from(1 << 20);
+            // What cannot be said changes nothing.
+            drop(write!(std::io::stderr(), "\r\x1b[KSent {mib:.1} MiB; then every node is brought there"));
+        }
+    }
 }
 
 /// The root key of the snapshot's time, as it is sent: the shares themselves stay here.
